@@ -1,0 +1,161 @@
+"""What a domain's own code stands on: who it is, its hypercalls, its upcalls, its log."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import trio
+from msgspec import Struct
+
+from domains.runtime.channel import Channel
+from domains.runtime.logging import Log
+from kernel.abi import packet, upcalls
+from kernel.abi.codec import Codec, Undecodable, encode
+from kernel.abi.hypercalls import DESCRIPTORS, Pong, Started
+from kernel.abi.ids import Peer, RequestId
+from kernel.abi.status import KernelBug, Refused, Status
+from kernel.abi.upcalls import Ping, Reply, Upcall
+
+__all__ = ["Answer", "Call", "Domain", "UpcallWithDescriptors", "open_domain"]
+
+UPCALL_BOUND = 256
+"""Upcalls waiting for the role's code. The hypervisor sends few; a role that takes none is hung, and its pings end it."""
+
+_codec = Codec(Upcall)
+
+
+class Call(NamedTuple):
+    """A hypercall to be made: its type, its fields without `request`, the descriptors that ride along."""
+
+    operation: type[Struct]
+    fields: dict[str, Any]
+    descriptors: Sequence[int] = ()
+
+
+class Answer(NamedTuple):
+    """How a hypercall ended. The caller owns the descriptor."""
+
+    status: Status
+    value: Any
+    why: str
+    descriptor: int | None
+
+
+class UpcallWithDescriptors(NamedTuple):
+    """An upcall for the role's own code, which owns the descriptors."""
+
+    message: Any
+    descriptors: list[int]
+
+
+class Domain:
+    """This incarnation. Made by `open_domain`; lives as long as its `async with`."""
+
+    def __init__(self, name: str, peer: Peer, control: int, log: Log, config: bytes, descriptors: dict[str, int]) -> None:
+        self.name = name
+        self.peer = peer
+        self.log = log
+        self.config = config
+        self.descriptors = descriptors
+        self._control = Channel(control)
+        self._pending: dict[RequestId, trio.MemorySendChannel[Answer]] = {}
+        self._last_request = 0
+        self._to_role, self.upcalls = trio.open_memory_channel[UpcallWithDescriptors](UPCALL_BOUND)
+
+    async def started(self) -> None:
+        """Tell the hypervisor that the role's code runs and takes upcalls."""
+        await self._control.send(encode([Started()]))
+
+    async def call(self, operation: type[Struct], descriptors: Sequence[int] = (), **fields: Any) -> Answer:
+        """Make one hypercall. Raises Refused when the status is not OK."""
+        (answer,) = await self.call_all([Call(operation, fields, descriptors)])
+        return answer
+
+    async def call_all(self, calls: Sequence[Call]) -> list[Answer]:
+        """Make several hypercalls in one packet. Raises Refused for the first that is not OK, after all are answered."""
+        numbered = [(self._next_request(), call) for call in calls]
+        waiting = []
+        for request, _ in numbered:
+            into, out_of = trio.open_memory_channel[Answer](1)
+            self._pending[request] = into
+            waiting.append(out_of)
+        messages = [call.operation(request=request, **call.fields) for request, call in numbered]
+        try:
+            await self._control.send(encode(messages), [d for _, call in numbered for d in call.descriptors])
+            answers = [await channel.receive() for channel in waiting]
+        finally:
+            for request, _ in numbered:
+                self._pending.pop(request, None)
+        _raise_first_refusal(answers)
+        return answers
+
+    def _next_request(self) -> RequestId:
+        self._last_request = (self._last_request + 1) & 0xFFFF_FFFF
+        return RequestId(self._last_request)
+
+    async def run(self, beat: Callable[[], Awaitable[None]]) -> None:
+        """Take packets until the control channel ends; answer a `Ping` once `beat` has returned."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                data, descriptors = await self._control.receive()
+                if not data:
+                    nursery.cancel_scope.cancel()
+                    return
+                for message in _codec.decode(data):
+                    match message:
+                        case Ping(sequence=sequence):
+                            nursery.start_soon(self._answer_ping, beat, sequence)
+                        case Reply():
+                            self._answered(message, descriptors)
+                        case Undecodable():
+                            raise KernelBug(f"the hypervisor sent {message}")
+                        case _:
+                            count = upcalls.DESCRIPTORS.get(type(message), 0)
+                            taken, descriptors = descriptors[:count], descriptors[count:]
+                            await self._to_role.send(UpcallWithDescriptors(message, taken))
+                packet.close_all(descriptors)
+
+    async def _answer_ping(self, beat: Callable[[], Awaitable[None]], sequence: int) -> None:
+        await beat()
+        await self._control.send(encode([Pong(sequence)]))
+
+    def _answered(self, reply: Reply, descriptors: list[int]) -> None:
+        descriptor = descriptors.pop(0) if reply.descriptors else None
+        pending = self._pending.pop(reply.request, None)
+        if pending is None:
+            if descriptor is not None:
+                os.close(descriptor)
+            return
+        pending.send_nowait(Answer(reply.status, reply.value, reply.why, descriptor))
+
+
+def _raise_first_refusal(answers: list[Answer]) -> None:
+    refused = next((answer for answer in answers if answer.status is not Status.OK), None)
+    if refused is None:
+        return
+    for answer in answers:
+        if answer.descriptor is not None:
+            os.close(answer.descriptor)
+    raise Refused(refused.status, refused.why)
+
+
+async def _turned() -> None:
+    """The beat of a domain with no loop but Trio's: that we run is the proof."""
+
+
+@asynccontextmanager
+async def open_domain(domain: Domain, beat: Callable[[], Awaitable[None]] = _turned) -> AsyncIterator[Domain]:
+    """Serve the control channel while the body runs. When the channel ends, the body is cancelled: nobody is left to serve.
+
+    `beat` returns once every loop of the domain's own has turned; a `Ping` is answered after it.
+    """
+    async with trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            await domain.run(beat)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(serve)
+        yield domain
+        nursery.cancel_scope.cancel()

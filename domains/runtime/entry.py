@@ -1,0 +1,52 @@
+"""From a fresh jailed process to a role's own code."""
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import trio
+
+from domains.runtime.domain import Domain
+from domains.runtime.logging import Log, open_log
+from domains.runtime.tasks import task_tree
+from kernel.abi.ids import Peer
+from kernel.abi.spawn import Identity
+from kernel.abi.status import KernelBug
+
+__all__ = ["run"]
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that wants the interpreter lock waits before it asks for it: control must not hold a data loop up
+for CPython's own 5 ms."""
+
+EXIT_ROLE_FAILED = 70
+"""EX_SOFTWARE of sysexits.h: the role's own code raised."""
+
+
+def run(role: str, identity: Identity, descriptors: dict[str, int], config: bytes, jail: str) -> NoReturn:
+    """Run `role`, a module with `async def main(domain)`, to its end; the process ends with it, exit status 0 or 70."""
+    log = open_log(descriptors["log"])
+    _dump_tasks_on_signal(log)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    status = 0
+    try:
+        peer = Peer(identity.domid, identity.generation)
+        log.info("domain.entered", role=role, jail=jail)
+        domain = Domain(identity.name, peer, descriptors["control"], log, config, descriptors)
+        trio.run(importlib.import_module(role).main, domain, strict_exception_groups=True)
+    except (OSError, KernelBug, Exception) as error:
+        log.error("domain.failed", error=repr(error), traceback=traceback.format_exc()[-2500:])
+        status = EXIT_ROLE_FAILED
+    os._exit(status)
+
+
+def _dump_tasks_on_signal(log: Log) -> None:
+    """On SIGUSR2, which the hypervisor sends to a domain that hangs, log where each Trio task waits."""
+
+    def dump(_number: int, _frame: object) -> None:
+        log.warning("domain.tasks_dumped", tasks=task_tree())
+
+    signal.signal(signal.SIGUSR2, dump)

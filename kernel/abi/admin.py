@@ -1,0 +1,95 @@
+"""`tv` ↔ Dom0, over the admin socket (AF_UNIX SEQPACKET).
+
+One connection is one request: one packet with one message, answered by any number of `Part`s and then one `Answer`.
+After the OK to an `AdminExec` the connection carries `guest_io.ExecMessage`s, and ends with an `ExecEnded`.
+The hypervisor has checked the peer's uid before Dom0 sees the connection.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from kernel.abi.guest_config import GuestConfig
+from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.ids import Name
+from kernel.abi.status import Status
+
+__all__ = ["AdminCreate", "AdminDestroy", "AdminDmesg", "AdminDrivers", "AdminExec", "AdminInfo", "AdminInject", "AdminList",
+           "AdminRequest", "AdminShutdown", "Answer", "AdminReply", "Part"]
+
+
+class AdminList(Struct, tag=0x01, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """All domains. Value: a list of `DomainInfo`."""
+
+
+class AdminInfo(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One domain (value: `DomainInfo`), or without a name host and hypervisor (value: a map)."""
+
+    name: Name | None = None
+
+
+class AdminCreate(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Create and start a guest. Every path in it is absolute. Value: its domid."""
+
+    config: GuestConfig
+
+
+class AdminShutdown(Struct, tag=0x04, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask a guest to power off or reboot; with `wait_s`, answer when it has, ETIMEDOUT if it has not by then."""
+
+    name: Name
+    reason: ShutdownReason = ShutdownReason.POWEROFF
+    wait_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+
+
+class AdminDestroy(Struct, tag=0x05, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """End a guest at once."""
+
+    name: Name
+
+
+class AdminExec(Struct, tag=0x06, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Run a command in a guest. `ExecStart` follows on the same connection after the OK.
+
+    Errors: ENOENT no such guest, EHOSTDOWN it is not running.
+    """
+
+    name: Name
+
+
+class AdminDmesg(Struct, tag=0x07, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The last 256 KiB of a guest's console, or without a name of the hypervisor's own log, in `Part`s."""
+
+    name: Name | None = None
+
+
+class AdminDrivers(Struct, tag=0x08, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """All driver domains. Value: a list of `DriverInfo`."""
+
+
+class AdminInject(Struct, tag=0x09, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Make a driver fail on purpose (`SysctlInject`)."""
+
+    driver: Name
+    what: Annotated[str, Meta(max_length=64)]
+    count: Annotated[int, Meta(ge=1)] = 1
+
+
+class Part(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A piece of a long answer."""
+
+    data: Annotated[bytes, Meta(max_length=32768)]
+
+
+class Answer(Struct, tag=0x21, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """How the request ended. `why` is one line for a person."""
+
+    status: Status
+    value: Any = None
+    why: str = ""
+
+
+AdminRequest = (
+    AdminList | AdminInfo | AdminCreate | AdminShutdown | AdminDestroy | AdminExec | AdminDmesg | AdminDrivers | AdminInject
+)
+AdminReply = Part | Answer

@@ -1,0 +1,91 @@
+"""Packets and messages.
+
+One packet is one batch: a msgpack array of messages, each an array `[op, …fields]`,
+at most `MAX_PACKET` bytes together. Any msgpack reader can follow a trace.
+"""
+
+from collections.abc import Iterable, Sequence
+from types import UnionType
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+__all__ = ["MAX_PACKET", "Codec", "Undecodable", "encode", "pack_batches"]
+
+MAX_PACKET = 65536
+"""Bytes in one packet. Far below the 212,960 that a Linux SOCK_SEQPACKET carries, so that a queue holds several."""
+
+MAX_BATCH = 4096
+"""Messages in one packet: one array header of 64 KiB of empty arrays must not cost us a second of decoding."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Undecodable(Struct, frozen=True):
+    """An item of a batch that is no message of this channel. `op` is its number where it had one."""
+
+    op: int | None
+    why: str
+
+
+def encode(messages: Sequence[Struct]) -> bytes:
+    """One packet. The caller keeps it under `MAX_PACKET`; `pack_batches` splits for him."""
+    return _encoder.encode(messages)
+
+
+def pack_batches(messages: Iterable[Struct]) -> list[bytes]:
+    """Coalesce messages, in order, into as few packets as fit."""
+    packets: list[bytes] = []
+    batch: list[bytes] = []
+    size = 5
+    for message in messages:
+        raw = _encoder.encode(message)
+        if batch and (size + len(raw) > MAX_PACKET or len(batch) == MAX_BATCH):
+            packets.append(_encoder.encode([msgspec.Raw(r) for r in batch]))
+            batch, size = [], 5
+        batch.append(raw)
+        size += len(raw)
+    if batch:
+        packets.append(_encoder.encode([msgspec.Raw(r) for r in batch]))
+    return packets
+
+
+class Codec:
+    """Decoder for one channel's messages (a union of tagged, array-like structs).
+
+    Raises `msgspec.DecodeError` for a packet that is no array of at most `MAX_BATCH` items: the peer broke
+    the ABI. An item that is no known message comes back as `Undecodable`, and does not hide the others.
+    """
+
+    def __init__(self, messages: UnionType | type[Struct]) -> None:
+        self._batch: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[messages])  # type: ignore[valid-type]
+        self._items = msgspec.msgpack.Decoder(list[msgspec.Raw])
+        self._one: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages)
+
+    def decode(self, packet: bytes) -> list[Any]:
+        """The packet's messages in order, `Undecodable` in the place of what is none."""
+        try:
+            batch = self._batch.decode(packet)
+        except msgspec.ValidationError:
+            batch = [self._decode_item(item) for item in self._items.decode(packet)]
+        if len(batch) > MAX_BATCH:
+            raise msgspec.DecodeError(f"{len(batch)} messages in a packet, at most {MAX_BATCH}")
+        return batch
+
+    def _decode_item(self, item: msgspec.Raw) -> Any:
+        try:
+            return self._one.decode(item)
+        except msgspec.ValidationError as error:
+            return Undecodable(_op_of(item), str(error))
+
+
+def _op_of(item: msgspec.Raw) -> int | None:
+    """Operation number of a message we cannot read, for the ENOSYS that answers it."""
+    try:
+        head = msgspec.msgpack.decode(item)
+    except msgspec.DecodeError:
+        return None
+    if isinstance(head, list) and head and isinstance(head[0], int):
+        return head[0]
+    return None

@@ -1,0 +1,115 @@
+"""What a guest is: the fields of its TOML, with `xl.cfg`'s names where they fit, and what is told about domains."""
+
+import enum
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from kernel.abi.ids import DomId, Generation, Name, Path, VbdHandle
+
+__all__ = ["MIN_MEMORY_MIB", "Action", "DiskConfig", "DomainInfo", "DomainState", "DriverInfo", "GuestConfig", "VbdInfo"]
+
+MIN_MEMORY_MIB = 20
+"""Measured: User-Mode Linux boots in 20 MiB and not in 16."""
+
+
+class Action(enum.StrEnum):
+    """What follows the end of a guest (`xl.cfg`: on_poweroff, on_reboot, on_crash)."""
+
+    DESTROY = "destroy"
+    RESTART = "restart"
+    PRESERVE = "preserve"
+
+
+class DiskConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """One virtual block device: `target` image, `vdev` as the guest names it, `access` r or w, `backend` driver domain."""
+
+    target: Path
+    vdev: Annotated[str, Meta(pattern=r"^vd[a-p]$")]
+    access: Literal["rw", "ro"] = "rw"
+    backend: Name = "blkback"
+
+
+class GuestConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """A guest, as `tv create` reads it from TOML. Memory in MiB. `cpus` pins it; without it the hypervisor chooses one.
+
+    `kernel` and `ramdisk` name files; the boot manifest has the defaults. `root` is a vbd that the initramfs
+    mounts and switches to; without it the guest stays in its initramfs.
+    """
+
+    name: Name
+    memory: Annotated[int, Meta(ge=MIN_MEMORY_MIB, le=65536)] = 64
+    type: Literal["pv"] = "pv"
+    vcpus: Annotated[int, Meta(ge=1, le=1)] = 1
+    cpus: Annotated[str, Meta(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$")] | None = None
+    kernel: Path | None = None
+    ramdisk: Path | None = None
+    root: Annotated[str, Meta(pattern=r"^/dev/vd[a-p]$")] | None = None
+    extra: Annotated[str, Meta(max_length=1024)] = ""
+    disk: Annotated[list[DiskConfig], Meta(max_length=16)] = []
+    on_poweroff: Action = Action.DESTROY
+    on_reboot: Action = Action.RESTART
+    on_crash: Action = Action.DESTROY
+
+
+class DomainState(enum.StrEnum):
+    """Where a domain is in its life. `xl list` shows r b p s c d of it."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    SHUTDOWN = "shutdown"
+    CRASHED = "crashed"
+    GIVEN_UP = "given-up"
+    HELD = "held"
+    DEAD = "dead"
+
+
+class VbdInfo(Struct, frozen=True):
+    """One vbd as `tv info` tells it. `outages_ms`: for each time its backend was lost, how long until its successor was active."""
+
+    handle: VbdHandle
+    vdev: str
+    target: str
+    access: str
+    sectors: int
+    backend: str
+    guest: str
+    state: str
+
+
+class DomainInfo(Struct, frozen=True):
+    """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's namespace."""
+
+    domid: DomId
+    name: str
+    kind: str
+    state: DomainState
+    generation: Generation
+    pid: int | None
+    memory: int
+    vcpus: int
+    cpus: list[int]
+    cpu_time_s: float
+    uptime_s: float
+    jail: str
+    restarts: int
+    vbds: list[VbdInfo] = []
+    peer_port: int | None = None
+
+
+class DriverInfo(Struct, frozen=True):
+    """One driver domain: its active incarnation, its standby, how often and why it was restarted, what it serves."""
+
+    name: str
+    domid: DomId
+    state: DomainState
+    generation: Generation
+    pid: int | None
+    standby_generation: Generation | None
+    standby_pid: int | None
+    restarts: int
+    last_death: str
+    jail: str
+    vbds: list[VbdInfo]

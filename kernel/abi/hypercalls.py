@@ -1,0 +1,312 @@
+"""Domain → hypervisor: the hypercalls, in groups as in Xen, and the few words that need no answer.
+
+Every hypercall carries the caller's own `request` number and gets one `Reply` with it.
+A message that is none of these gets ENOSYS where it has a request number, and is a fault where it has not.
+Descriptors ride in the packet in the order of the messages that carry them; `DESCRIPTORS` says how many each has.
+
+Ports and grant references are chosen by the caller, among those it has free (Xen does so for grants, not for
+ports): a frontend can then grant, allocate and announce in one packet, and a reconnection costs one trip less.
+"""
+
+import enum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from kernel.abi.guest_config import GuestConfig
+from kernel.abi.ids import U32, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
+
+__all__ = [
+    "DESCRIPTORS", "Access", "ChannelKind", "DomctlCreate", "DomctlDestroy", "DomctlGetInfo", "DomctlShutdown",
+    "EvtchnAllocUnbound", "EvtchnBindInterdomain", "EvtchnClose", "GnttabEnd", "GnttabGrant", "GnttabMap", "Hypercall",
+    "Pong", "SchedShutdown", "ShutdownReason", "Started", "SysctlInject", "SysctlInfo", "SysctlDrivers", "Version",
+    "XenbusConnect", "XenbusConnected", "XenbusFault",
+]
+
+Request = Annotated[RequestId, Meta(ge=0, le=0xFFFF_FFFF)]
+PortNumber = Annotated[Port, Meta(ge=1, le=0xFFFF)]
+Ref = Annotated[GrantRef, Meta(ge=1, le=0xFFFF)]
+Handle = Annotated[VbdHandle, Meta(ge=1, le=0xFFFF_FFFF)]
+Domain = Annotated[DomId, Meta(ge=0, le=0x7FFF)]
+Detail = Annotated[str, Meta(max_length=512)]
+
+
+class ShutdownReason(enum.IntEnum):
+    """Why a domain ends (`xen/include/public/sched.h`, SHUTDOWN_*)."""
+
+    POWEROFF = 0
+    REBOOT = 1
+    SUSPEND = 2
+    CRASH = 3
+    WATCHDOG = 4
+
+
+class Access(enum.IntEnum):
+    """What a grant allows its peer. The owner always writes."""
+
+    READ = 1
+    READ_WRITE = 2
+
+
+class ChannelKind(enum.IntEnum):
+    """MESSAGE: packets of msgpack. DOORBELL: a byte that says "look at the ring"; full means already rung."""
+
+    MESSAGE = 1
+    DOORBELL = 2
+
+
+class Started(Struct, tag=0x01, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The domain's own code runs.
+
+    Caller:  any domain, once, when it can take upcalls. No answer.
+    Promise: the hypervisor counts the domain as running from here on, and begins its heartbeat.
+    """
+
+
+class Pong(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `Ping`, given only after every loop of the domain was seen to turn.
+
+    Caller:  any domain. No answer.
+    Fault:   none; a wrong `sequence` counts as silence.
+    """
+
+    sequence: U32
+
+
+class Version(Struct, tag=0x08, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask what hypervisor this is (`XENVER_version`).
+
+    Caller:  any domain.
+    Promise: the reply's value is a map `{version, abi, run}`.
+    """
+
+    request: Request
+
+
+class SchedShutdown(Struct, tag=0x10, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The caller has ended its work (`SCHEDOP_shutdown`). What follows is the domain's `on_*` setting.
+
+    Caller:  any domain, for itself.
+    Promise: an OK, then the end of the whole domain; never a second answer.
+    """
+
+    request: Request
+    reason: ShutdownReason
+    detail: Detail
+
+
+class EvtchnAllocUnbound(Struct, tag=0x18, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Open `port` of the caller for one named peer to bind.
+
+    Caller:  any domain.
+    Promise: only `remote` can bind it. When it does, the caller gets `EvtchnConnected` with its descriptor.
+    Errors:  EEXIST the port is in use, ENOSPC too many ports, ESTALE that incarnation has ended, ENOENT no such domain.
+    """
+
+    request: Request
+    port: PortNumber
+    remote: Peer
+    kind: ChannelKind
+
+
+class EvtchnBindInterdomain(Struct, tag=0x19, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Bind the caller's `port` to an unbound port of a peer.
+
+    Caller:  the peer that the unbound port names.
+    Promise: an OK carries one descriptor, an AF_UNIX SEQPACKET socket, handed out once.
+    Errors:  EPERM unbound for another, ENOENT no such port, EEXIST the caller's port is in use, ESTALE the peer has ended.
+    """
+
+    request: Request
+    port: PortNumber
+    remote: Peer
+    remote_port: PortNumber
+
+
+class EvtchnClose(Struct, tag=0x1A, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Give a port up. The descriptors are the ends' own affair.
+
+    Caller:  the port's owner.
+    Errors:  ENOENT no such port.
+    """
+
+    request: Request
+    port: PortNumber
+
+
+class GnttabGrant(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Let one peer map one sealed memfd. Carries one descriptor.
+
+    Caller:  any domain.
+    Promise: nobody but `to` can map it, and `to` can once. It cannot be revoked, only ended before it is mapped.
+    Errors:  EEXIST the reference is in use, ENOSPC too many grants, ESTALE `to` has ended, ENOENT no such domain,
+             EINVAL not a memfd sealed against shrinking and growing.
+    """
+
+    request: Request
+    ref: Ref
+    to: Peer
+    access: Access
+
+
+class GnttabMap(Struct, tag=0x21, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Map memory that another domain granted to the caller.
+
+    Caller:  any domain, for a grant that names it and this generation.
+    Promise: an OK carries exactly one descriptor. The caller checks its seals and size before it maps it.
+    Errors:  EPERM granted to another, or less than `access`; ESTALE the owner's generation has ended; ENOENT no such grant.
+    Fault:   none; a wrong ref is a refusal, not a crime.
+    """
+
+    request: Request
+    owner: Peer
+    ref: Ref
+    access: Access
+
+
+class GnttabEnd(Struct, tag=0x22, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """End a grant and free its reference. A peer that has mapped it keeps its mapping.
+
+    Caller:  the grant's owner.
+    Errors:  ENOENT no such grant.
+    """
+
+    request: Request
+    ref: Ref
+
+
+class XenbusConnect(Struct, tag=0x28, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A frontend's ring for one incarnation of its backend (`ring-ref` and `event-channel` of Xen's blkif).
+
+    Caller:  the guest that owns the vbd.
+    Promise: the backend is told by `VbdRing`; the frontend by `VbdConnected` when the backend has mapped it.
+    Errors:  ENOENT no such vbd of the caller, ESTALE that backend has ended.
+    """
+
+    request: Request
+    handle: Handle
+    backend: Peer
+    out_ref: Ref
+    in_ref: Ref
+    port: PortNumber
+
+
+class XenbusConnected(Struct, tag=0x29, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The backend has mapped a frontend's ring.
+
+    Caller:  the backend named in that ring's `XenbusConnect`.
+    Errors:  ENOENT not a vbd of the caller, ESTALE the frontend has ended.
+    """
+
+    request: Request
+    handle: Handle
+    frontend: Peer
+
+
+class XenbusFault(Struct, tag=0x2A, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The other end of a vbd broke the ring's rules; `what` and `evidence` go to the log.
+
+    Caller:  either end of the vbd, about the other end.
+    Promise: a frontend's word ends that backend incarnation, a bounded number of times; a backend's word ends the guest.
+    Errors:  ENOENT not a vbd of the caller's, ESTALE the accused has ended already.
+    """
+
+    request: Request
+    handle: Handle
+    peer: Peer
+    what: Detail
+    evidence: Detail
+
+
+class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Create a guest and start it.
+
+    Caller:  Dom0.
+    Promise: an OK carries the new domid; anything else has left nothing behind.
+    Errors:  EEXIST the name is taken, ENOENT a file or driver is missing, EBUSY another holds an image, EINVAL the
+             configuration cannot be, ENOMEM. The reply's `why` is one line for the administrator.
+    """
+
+    request: Request
+    config: GuestConfig
+
+
+class DomctlDestroy(Struct, tag=0x31, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """End a guest at once, as pulling its plug does.
+
+    Caller:  Dom0.
+    Promise: OK when every process of it is gone.
+    Errors:  ENOENT no such guest, EPERM it is Dom0 or a driver domain.
+    """
+
+    request: Request
+    domid: Domain
+
+
+class DomctlShutdown(Struct, tag=0x32, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask a guest's operating system to power off or reboot.
+
+    Caller:  Dom0.
+    Promise: OK when it was asked; `DomctlGetInfo` tells when it has.
+    Errors:  ENOENT no such guest, EPERM it is no guest.
+    """
+
+    request: Request
+    domid: Domain
+    reason: ShutdownReason
+
+
+class DomctlGetInfo(Struct, tag=0x33, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask about one domain, or about all.
+
+    Caller:  Dom0.
+    Promise: the value is a list of `DomainInfo`, by domid.
+    Errors:  ENOENT no such domain.
+    """
+
+    request: Request
+    domid: Domain | None = None
+
+
+class SysctlInfo(Struct, tag=0x38, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask about the host and the hypervisor (`XEN_SYSCTL_physinfo`).
+
+    Caller:  Dom0.
+    Promise: the value is a map of names and values, as `tv info` prints them.
+    """
+
+    request: Request
+
+
+class SysctlDrivers(Struct, tag=0x39, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask about the driver domains and what they serve.
+
+    Caller:  Dom0.
+    Promise: the value is a list of `DriverInfo`.
+    """
+
+    request: Request
+
+
+class SysctlInject(Struct, tag=0x3A, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Make a driver fail in a chosen way: at a fault point of its loop, or by misbehaving at its next turn.
+
+    Caller:  Dom0.
+    Promise: an OK says that the order was sent, not that it has struck.
+    Errors:  ENOENT no such driver, EPERM the manifest has `faults = false`, EINVAL no such point or act.
+    """
+
+    request: Request
+    driver: Name
+    what: Annotated[str, Meta(max_length=64)]
+    count: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 1
+
+
+Hypercall = (
+    Started | Pong | Version | SchedShutdown | EvtchnAllocUnbound | EvtchnBindInterdomain | EvtchnClose | GnttabGrant
+    | GnttabMap | GnttabEnd | XenbusConnect | XenbusConnected | XenbusFault | DomctlCreate | DomctlDestroy | DomctlShutdown
+    | DomctlGetInfo | SysctlInfo | SysctlDrivers | SysctlInject
+)
+
+DESCRIPTORS: dict[type[Struct], int] = {GnttabGrant: 1}
+"""Descriptors that ride along with a message; none where it is not listed."""

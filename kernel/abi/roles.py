@@ -1,0 +1,46 @@
+"""What the hypervisor hands a role when its incarnation starts: a packed struct, beside named descriptors.
+
+Every role has the descriptors `control` (its control channel) and `log` (a pipe to the log keeper).
+"""
+
+from msgspec import Struct
+
+from kernel.abi.guest_config import GuestConfig
+from kernel.abi.ids import VbdHandle
+
+__all__ = ["Dom0Start", "DriverStart", "GuestStart", "GuestVbd"]
+
+
+class Dom0Start(Struct, frozen=True, forbid_unknown_fields=True):
+    """Dom0. Further descriptor: `keeper`, a message channel to the log keeper."""
+
+    run: str
+    version: str
+
+
+class DriverStart(Struct, frozen=True, forbid_unknown_fields=True):
+    """A driver domain. `faults` allows `Misbehave`. `options` are the manifest's own words for this driver."""
+
+    faults: bool
+    options: dict[str, str | int | float | bool] = {}
+
+
+class GuestVbd(Struct, frozen=True, forbid_unknown_fields=True):
+    """A vbd as its frontend must know it. The disk has `sectors` of 512 bytes."""
+
+    handle: VbdHandle
+    vdev: str
+    sectors: int
+    read_only: bool
+
+
+class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
+    """A guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper).
+
+    `agent_port` is the port that the guest opens for Dom0. `lpj` is this host's loops per jiffy, 0 for unknown.
+    """
+
+    config: GuestConfig
+    vbds: list[GuestVbd]
+    agent_port: int
+    lpj: int

@@ -1,0 +1,138 @@
+"""Hypervisor → domain: answers to hypercalls, and what the domain is told unasked."""
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from kernel.abi.hypercalls import ChannelKind, ShutdownReason
+from kernel.abi.ids import U32, GrantRef, Peer, Port, RequestId, VbdHandle
+from kernel.abi.status import Status
+
+__all__ = [
+    "AdminConnection", "BackendActive", "BackendOffered", "BackendWithdrawn", "EvtchnConnected", "Misbehave", "PeerDied",
+    "Ping", "Reply", "ShutdownRequested", "Upcall", "VbdAttached", "VbdConnected", "VbdDetached", "VbdImage", "VbdRing",
+]
+
+
+class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """How the hypercall with this `request` ended. `descriptors` ride along (0 or 1); `why` is one line for a person."""
+
+    request: RequestId
+    status: Status
+    value: Any = None
+    why: str = ""
+    descriptors: Annotated[int, Meta(ge=0, le=1)] = 0
+
+
+class Ping(Struct, tag=0x81, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Say `Pong` before the deadline, after seeing each of your loops turn. Silence is a hang: sampled, ended, restarted."""
+
+    sequence: U32
+
+
+class PeerDied(Struct, tag=0x82, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """An incarnation that shared a port, a grant or a vbd with the caller has ended, with all its threads."""
+
+    peer: Peer
+
+
+class ShutdownRequested(Struct, tag=0x83, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """End your work. A guest's actor asks its operating system; others finish and exit. After a grace the domain is ended."""
+
+    reason: ShutdownReason
+
+
+class EvtchnConnected(Struct, tag=0x88, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The peer has bound your unbound port. Carries one descriptor."""
+
+    port: Port
+    peer: Peer
+    kind: ChannelKind
+
+
+class VbdAttached(Struct, tag=0x90, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a backend: you serve this vbd. Its ring comes with `VbdRing`, its image with `VbdImage`, in any order."""
+
+    handle: VbdHandle
+    sectors: int
+    read_only: bool
+
+
+class VbdRing(Struct, tag=0x91, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a backend: a frontend's ring for you. Map both grants, bind the port, say `XenbusConnected`."""
+
+    handle: VbdHandle
+    frontend: Peer
+    out_ref: GrantRef
+    in_ref: GrantRef
+    port: Port
+
+
+class VbdImage(Struct, tag=0x92, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a backend: the vbd's image, one descriptor, an open file description of this incarnation's own.
+
+    It comes only when every predecessor is gone with all its threads. Having it is the leave to serve.
+    """
+
+    handle: VbdHandle
+
+
+class VbdDetached(Struct, tag=0x93, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a backend: the vbd is gone. Finish nothing, forget it, close its image."""
+
+    handle: VbdHandle
+
+
+class BackendOffered(Struct, tag=0x98, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a frontend: an incarnation that serves this vbd, or stands by to. Make a ring for it: `XenbusConnect`."""
+
+    handle: VbdHandle
+    backend: Peer
+
+
+class VbdConnected(Struct, tag=0x99, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a frontend: the backend has mapped your ring."""
+
+    handle: VbdHandle
+    backend: Peer
+
+
+class BackendActive(Struct, tag=0x9A, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a frontend: from now on this backend serves. Re-post to it what is in flight, oldest first.
+
+    `take_published` says whether the replies that its predecessor had published may still be taken (it died
+    a clean death), or none (it broke the ABI).
+    """
+
+    handle: VbdHandle
+    backend: Peer
+    take_published: bool
+
+
+class BackendWithdrawn(Struct, tag=0x9B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a frontend: this backend is gone. Drop its ring once its successor is active."""
+
+    handle: VbdHandle
+    backend: Peer
+
+
+class AdminConnection(Struct, tag=0xA0, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To Dom0: an administrator whose uid the hypervisor has checked. Carries the connection, one descriptor."""
+
+    uid: int
+
+
+class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a driver: fail so, at the `count`-th time. `what` is an act, or `kill@POINT`, a fault point of its loop."""
+
+    what: str
+    count: int
+
+
+Upcall = (
+    Reply | Ping | PeerDied | ShutdownRequested | EvtchnConnected | VbdAttached | VbdRing | VbdImage | VbdDetached
+    | BackendOffered | VbdConnected | BackendActive | BackendWithdrawn | AdminConnection | Misbehave
+)
+
+DESCRIPTORS: dict[type[Struct], int] = {EvtchnConnected: 1, VbdImage: 1, AdminConnection: 1}
+"""Descriptors that ride along with a message. A `Reply` says its own number."""
