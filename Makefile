@@ -1,0 +1,67 @@
+# Everything from set-up to bench. A fresh machine needs Python >= 3.11, make, and pip and apt-get that reach their registries.
+# `make PYTHON=python3.12 test` uses another interpreter.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/made-from
+# What the virtual environment depends on: the requirements, the folder (its scripts name it) and the interpreter.
+SOURCE  = $$(sha256sum < pyproject.toml) $(CURDIR) $$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)' | tr -d '\n')
+
+.NOTPARALLEL:
+.PHONY: help setup venv venv-support demo test bench lint build clean
+
+help:
+	@echo 'make setup   virtual environment, system packages, guest kernel and programs; the second time it downloads nothing'
+	@echo 'make demo    set-up, then a Linux guest whose disk driver is killed under it'
+	@echo 'make test    set-up, then linters, types, import contracts and all tests (PYTEST_ARGS="-k ring")'
+	@echo 'make bench   set-up, then every figure against its peer, into bench/RESULTS.md'
+	@echo 'make lint    linters, types and import contracts alone'
+	@echo 'make build   sdist and wheel, into dist/'
+	@echo 'make clean   remove the virtual environment, caches and builds; runs/ stays'
+
+setup: venv
+	@$(PY) -m triovisor.provision
+
+demo: setup
+	@$(PY) -m triovisor.demo
+
+test: setup lint
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: venv
+	@$(PY) -m triovisor.provision --bench
+	@$(PY) -m bench
+
+lint: venv
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-logo
+
+build: venv
+	@$(PY) -m build
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find kernel domains drivers triovisor bench tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@[ "$$(cat $(STAMP) 2>/dev/null)" = "$(SOURCE)" ] && $(PY) -c '' 2>/dev/null || $(MAKE) --no-print-directory $(STAMP)
+
+# Reached only through `venv`, which decides whether it is out of date.
+.PHONY: $(STAMP)
+$(STAMP): venv-support
+	@echo 'setup: virtual environment in $(VENV)'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@echo 'setup: Python packages'
+	@$(VENV)/bin/pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
+	@echo "$(SOURCE)" > $(STAMP)
+
+venv-support:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'setup: $(PYTHON) is no Python 3.11 or later; name one: make PYTHON=python3.12 setup' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	    echo 'setup: python3-venv through apt-get' && apt-get update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv; } || \
+	    { echo 'setup: $(PYTHON) cannot make virtual environments; run: sudo apt-get install python3-venv' >&2; exit 1; }
