@@ -12,11 +12,12 @@ __all__ = ["Channel"]
 
 
 class Channel:
-    """One end of a channel. One task sends at a time and one receives; closing it is the owner's affair."""
+    """One end of a channel. Any task may send, each packet whole; one receives. Closing it is the owner's affair."""
 
     def __init__(self, descriptor: int) -> None:
         self.socket = socket.socket(fileno=descriptor)
         self.socket.setblocking(False)
+        self._full = trio.Lock()
 
     async def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send one packet whole, waiting while the peer's queue is full. Raises OSError when the peer is gone."""
@@ -24,7 +25,8 @@ class Channel:
             try:
                 return packet.send(self.socket, data, descriptors)
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self.socket)
+                async with self._full:
+                    await trio.lowlevel.wait_writable(self.socket)
 
     async def receive(self) -> Packet:
         """Take one packet; empty at the end of the stream. Raises DomainFault for one that was cut short, OSError on a reset."""

@@ -19,6 +19,7 @@ MAX_DESCRIPTORS = 64
 
 _INT_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_BYTES)
+_RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
 class Packet(NamedTuple):
@@ -44,7 +45,11 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> N
 
 def receive(sock: socket.socket) -> Packet:
     """Take one packet. Raises BlockingIOError when there is none, DomainFault when it or its descriptors were cut short."""
-    data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
+    except ConnectionResetError:
+        # A peer that closed with packets of ours unread: Linux says so once, ahead of the peer's own last packets.
+        data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
     descriptors = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
