@@ -7,6 +7,8 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/made-from
 # What the virtual environment depends on: the requirements, the folder (its scripts name it) and the interpreter.
 SOURCE  = $$(sha256sum < pyproject.toml) $(CURDIR) $$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)' | tr -d '\n')
+# Debian has the part of Python that makes one in a package of its own.
+VENV_PACKAGE = $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
 
 .NOTPARALLEL:
 .PHONY: help setup venv venv-support demo test bench lint build clean
@@ -62,6 +64,6 @@ venv-support:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'setup: $(PYTHON) is no Python 3.11 or later; name one: make PYTHON=python3.12 setup' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
-	    echo 'setup: python3-venv through apt-get' && apt-get update && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv; } || \
-	    { echo 'setup: $(PYTHON) cannot make virtual environments; run: sudo apt-get install python3-venv' >&2; exit 1; }
+	    echo "setup: $(VENV_PACKAGE) through apt-get" && apt-get update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(VENV_PACKAGE); } || \
+	    { echo "setup: $(PYTHON) cannot make virtual environments; run: sudo apt-get install $(VENV_PACKAGE)" >&2; exit 1; }
