@@ -8,10 +8,10 @@ from msgspec import Struct
 
 __all__ = ["Answer", "Finding", "Jail", "State", "as_json", "carries_all", "jail_of", "one_line", "report"]
 
-JAIL_PARTS = frozenset(
-    ("namespaces.user", "namespaces.pid", "namespaces.mount", "namespaces.net", "namespaces.ipc", "seccomp")
-)
-"""What the full jail cannot do without. Landlock is a second wall behind the mount namespace, not a condition."""
+JAIL_PARTS = frozenset((
+    "namespaces.user", "namespaces.pid", "namespaces.mount", "namespaces.net", "namespaces.ipc", "seccomp", "landlock",
+))
+"""What the full jail cannot do without."""
 
 
 class State(enum.StrEnum):
@@ -23,7 +23,7 @@ class State(enum.StrEnum):
 
 
 class Jail(enum.StrEnum):
-    """`REDUCED` has no namespaces, and so carries the promises about crashes and hangs only."""
+    """`REDUCED` lacks one of the walls, and so carries the promises about crashes and hangs only."""
 
     FULL = "full"
     REDUCED = "reduced"
