@@ -45,7 +45,7 @@ build: venv
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find kernel domains drivers triovisor bench tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv:
 	@[ "$$(cat $(STAMP) 2>/dev/null)" = "$(SOURCE)" ] && $(PY) -c '' 2>/dev/null || $(MAKE) --no-print-directory $(STAMP)
