@@ -1,0 +1,133 @@
+"""What an administrator may ask for, done by hypercalls."""
+
+import difflib
+from typing import Any
+
+import msgspec
+import trio
+
+from domains.runtime.domain import Domain
+from kernel.abi.admin import (
+    AdminCreate,
+    AdminDestroy,
+    AdminDrivers,
+    AdminInfo,
+    AdminInject,
+    AdminList,
+    AdminRequest,
+    AdminShutdown,
+)
+from kernel.abi.guest_config import DomainInfo, DomainState
+from kernel.abi.hypercalls import (
+    DomctlCreate,
+    DomctlDestroy,
+    DomctlGetInfo,
+    DomctlShutdown,
+    ShutdownReason,
+    SysctlDrivers,
+    SysctlInfo,
+    SysctlInject,
+)
+from kernel.abi.status import KernelBug, Refused, Status
+
+__all__ = ["Toolstack"]
+
+SHUTDOWN_LOOK_S = 0.05
+"""Between two looks whether a guest has ended. A guest takes some 0.1 s to power off."""
+
+_ENDED = frozenset({DomainState.SHUTDOWN, DomainState.CRASHED, DomainState.GIVEN_UP, DomainState.DEAD})
+_NO_GUESTS = frozenset({"dom0", "driver"})
+_ASKED_TO = {ShutdownReason.POWEROFF: "powered off", ShutdownReason.REBOOT: "rebooted"}
+
+
+class Toolstack:
+    """Dom0's use of its privilege. Every refusal is one line that names the thing and the mend."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    async def serve(self, request: AdminRequest) -> Any:
+        """Do what is asked, and give the answer's value. Refuses what the hypervisor refuses."""
+        match request:
+            case AdminList():
+                return await self._domains()
+            case AdminInfo(name=None):
+                return (await self._domain.call(SysctlInfo)).value
+            case AdminInfo(name=str(name)):
+                return await self.find(name)
+            case AdminCreate(config=config):
+                return (await self._domain.call(DomctlCreate, config=config)).value
+            case AdminShutdown():
+                return await self._shut_down(request)
+            case AdminDestroy(name=name):
+                return await self._destroy(name)
+            case AdminDrivers():
+                return (await self._domain.call(SysctlDrivers)).value
+            case AdminInject(driver=driver, what=what, count=count):
+                return (await self._domain.call(SysctlInject, driver=driver, what=what, count=count)).value
+        raise KernelBug(f"{type(request).__name__} is not served here")
+
+    async def find(self, name: str) -> DomainInfo:
+        """The domain of that name. Refuses ENOENT."""
+        domains = await self._domains()
+        for domain in domains:
+            if domain.name == name:
+                return domain
+        near = difflib.get_close_matches(name, [domain.name for domain in domains], 1)
+        meant = f", only {near[0]!r}" if near else ""
+        raise Refused(Status.ENOENT, f"there is no domain {name!r}{meant}: tv list shows all")
+
+    async def running_guest(self, name: str) -> DomainInfo:
+        """The guest of that name. Refuses ENOENT, EINVAL where it is no guest, EHOSTDOWN where it does not run."""
+        guest = await self.find(name)
+        if guest.kind in _NO_GUESTS:
+            raise Refused(Status.EINVAL, f"{name!r} is no guest but a {guest.kind} domain: name a guest of tv list")
+        if guest.state in _ENDED:
+            raise Refused(Status.EHOSTDOWN, f"guest {name} is {guest.state}: tv destroy {name}, then tv create")
+        return guest
+
+    async def _domains(self) -> list[DomainInfo]:
+        return _infos((await self._domain.call(DomctlGetInfo)).value)
+
+    async def _destroy(self, name: str) -> None:
+        domain = await self.find(name)
+        await self._domain.call(DomctlDestroy, domid=domain.domid)
+
+    async def _shut_down(self, request: AdminShutdown) -> None:
+        if request.reason not in _ASKED_TO:
+            raise Refused(Status.EINVAL, f"a guest cannot be asked for {request.reason.name}: POWEROFF or REBOOT")
+        guest = await self.running_guest(request.name)
+        await self._domain.call(DomctlShutdown, domid=guest.domid, reason=request.reason)
+        if not request.wait_s:
+            return
+        with trio.move_on_after(request.wait_s):
+            while True:
+                if await self._has_ended(guest, request.reason):
+                    return
+                await trio.sleep(SHUTDOWN_LOOK_S)
+        raise Refused(
+            Status.ETIMEDOUT,
+            f"guest {guest.name} has not {_ASKED_TO[request.reason]} within {request.wait_s:g} s: "
+            f"tv dmesg {guest.name} shows what it does, tv destroy {guest.name} ends it",
+        )
+
+    async def _has_ended(self, guest: DomainInfo, reason: ShutdownReason) -> bool:
+        """That incarnation has ended; after a reboot also that its successor runs, where it has one."""
+        try:
+            (now,) = _infos((await self._domain.call(DomctlGetInfo, domid=guest.domid)).value)
+        except Refused as refusal:
+            if refusal.status is Status.ENOENT:
+                return True
+            raise
+        if now.state is DomainState.CRASHED:
+            raise Refused(Status.EIO, f"guest {guest.name} crashed instead: tv dmesg {guest.name} shows how")
+        if now.generation == guest.generation:
+            return now.state in _ENDED
+        return reason is not ShutdownReason.REBOOT or now.state is not DomainState.STARTING
+
+
+def _infos(value: Any) -> list[DomainInfo]:
+    try:
+        return msgspec.convert(value, list[DomainInfo])
+    except msgspec.ValidationError as error:
+        raise KernelBug(f"DomctlGetInfo was answered with something else: {error}") from error
