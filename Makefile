@@ -41,7 +41,7 @@ lint: venv
 	@$(VENV)/bin/lint-imports --no-logo
 
 build: venv
-	@$(PY) -m build
+	@$(PY) -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
