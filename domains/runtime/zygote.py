@@ -1,0 +1,139 @@
+"""A base zygote's life from exec to its last act: warm up, move into the template, serve, clean up.
+
+`python -m domains.runtime.zygote --control FD [--sockets FOLDER] [--tree PATH …] [--entry MODULE:FUNCTION]`
+
+The base zygote has what every role may see; one forked from it for a role has the role's modules too, behind its wall.
+The hypervisor starts it from its main thread, with LD_BIND_NOW=1 in the environment: lazy binding would write to
+a dozen pages in each child.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from domains.runtime import clone, jail, libc, mounts, trees
+from domains.runtime.birth import Entry
+from domains.runtime.libc import CLONE_NEWNS, CLONE_NEWUSER
+from domains.runtime.zygote_loop import Zygote
+from kernel.abi.spawn import FIRST_UID
+
+__all__ = ["main"]
+
+DEFAULT_ENTRY = "domains.runtime.entry:run"
+WARM = ("trio", "msgspec", "structlog", "orjson")
+
+HIGHEST_DOMAIN_UID = FIRST_UID + 0x7FFF
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _SocketsFolder:
+    """The folder that dies with the run, held open from before the host's file system went out of sight."""
+
+    parent: int
+    name: str
+
+    def remove(self) -> None:
+        """Remove it and the files in it; a folder in it stays, and keeps it: we made none."""
+        with contextlib.suppress(OSError):
+            folder = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.parent)
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=folder)
+            os.rmdir(self.name, dir_fd=self.parent)
+
+
+def main() -> None:
+    """Serve until the control socket ends. The hypervisor's death is that too, so there is no PDEATHSIG here that
+    would kill before the folder is removed: SIGTERM takes its place, for a zygote that would not look.
+    """
+    options = _parser().parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=options.control)
+    os.set_inheritable(options.control, False)
+    folder = _hold(options.sockets) if options.sockets else None
+    entry = _warm_up(options.entry)
+    host = _prepare([*trees.interpreter_trees(), *trees.project_trees(), *options.tree])
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _terminated)
+    gc.collect()
+    gc.freeze()
+    try:
+        Zygote(control, host, entry).serve()
+    finally:
+        if folder is not None:
+            folder.remove()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zygote", description="clones jailed domains for a hypervisor")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the control socket")
+    parser.add_argument("--sockets", help="folder to remove at the end")
+    parser.add_argument("--tree", action="append", default=[], help="a further path that domains may read")
+    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what a domain runs, module:function")
+    return parser
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
+def _hold(folder: str) -> _SocketsFolder:
+    parent, name = os.path.split(os.path.abspath(folder))
+    return _SocketsFolder(os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name)
+
+
+def _warm_up(entry: str) -> Entry:
+    """Import what every domain uses. The collector rests meanwhile: what is imported stays."""
+    gc.disable()
+    sys.dont_write_bytecode = True
+    for name in WARM:
+        importlib.import_module(name)
+    module, _, function = entry.partition(":")
+    run: Entry = getattr(importlib.import_module(module), function)
+    return run
+
+
+def _prepare(paths: Iterable[str]) -> jail.Host:
+    """Find out what this host grants, and go into the template where it grants mounts."""
+    own_uids = os.geteuid() == 0 and _maps(HIGHEST_DOMAIN_UID)
+    namespaces = clone.namespaces_of_this_host()
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if "mount" not in namespaces and "user" in namespaces:
+        uid, gid = os.getuid(), os.getgid()
+        libc.unshare(CLONE_NEWUSER | CLONE_NEWNS)
+        jail.write_maps(proc, uid, gid)
+        namespaces = clone.namespaces_of_this_host()
+    elif "mount" in namespaces:
+        libc.unshare(CLONE_NEWNS)
+    cover = trees.minimal_cover(paths)
+    if "mount" in namespaces:
+        mounts.enter_template(cover)
+    _silence_standard_streams()
+    return jail.prepare(namespaces, own_uids, proc, cover)
+
+
+def _maps(uid: int) -> bool:
+    """Whether `uid` exists in this user namespace: in a container it may not."""
+    with open("/proc/self/uid_map") as table:
+        rows = [tuple(map(int, row.split())) for row in table]
+    return any(first <= uid < first + count for first, _, count in rows)
+
+
+def _silence_standard_streams() -> None:
+    """Input and output are nobody's; errors go where the hypervisor's go."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    main()
