@@ -9,18 +9,19 @@ import trio
 from msgspec import Struct
 
 from domains.runtime.channel import Channel
-from domains.runtime.logging import Log
 from kernel.abi import packet, upcalls
 from kernel.abi.codec import Codec, Undecodable, encode
-from kernel.abi.hypercalls import DESCRIPTORS, Pong, Started
+from kernel.abi.hypercalls import Pong, Started
 from kernel.abi.ids import Peer, RequestId
+from kernel.abi.log import Log
 from kernel.abi.status import KernelBug, Refused, Status
 from kernel.abi.upcalls import Ping, Reply, Upcall
 
 __all__ = ["Answer", "Call", "Domain", "UpcallWithDescriptors", "open_domain"]
 
 UPCALL_BOUND = 256
-"""Upcalls waiting for the role's code. The hypervisor sends few; a role that takes none is hung, and its pings end it."""
+"""Upcalls waiting for the role's code. The hypervisor sends few; a role that takes none is hung, and its pings
+end it."""
 
 _codec = Codec(Upcall)
 
@@ -52,7 +53,9 @@ class UpcallWithDescriptors(NamedTuple):
 class Domain:
     """This incarnation. Made by `open_domain`; lives as long as its `async with`."""
 
-    def __init__(self, name: str, peer: Peer, control: int, log: Log, config: bytes, descriptors: dict[str, int]) -> None:
+    def __init__(
+        self, name: str, peer: Peer, control: int, log: Log, config: bytes, descriptors: dict[str, int]
+    ) -> None:
         self.name = name
         self.peer = peer
         self.log = log
@@ -73,7 +76,8 @@ class Domain:
         return answer
 
     async def call_all(self, calls: Sequence[Call]) -> list[Answer]:
-        """Make several hypercalls in one packet. Raises Refused for the first that is not OK, after all are answered."""
+        """Make several hypercalls in one packet. Raises Refused for the first that is not OK, after all are
+        answered."""
         numbered = [(self._next_request(), call) for call in calls]
         waiting = []
         for request, _ in numbered:
@@ -146,7 +150,8 @@ async def _turned() -> None:
 
 @asynccontextmanager
 async def open_domain(domain: Domain, beat: Callable[[], Awaitable[None]] = _turned) -> AsyncIterator[Domain]:
-    """Serve the control channel while the body runs. When the channel ends, the body is cancelled: nobody is left to serve.
+    """Serve the control channel while the body runs. When the channel ends, the body is cancelled: nobody is left to
+    serve.
 
     `beat` returns once every loop of the domain's own has turned; a `Ping` is answered after it.
     """

@@ -10,9 +10,8 @@ from typing import NoReturn
 import trio
 
 from domains.runtime.domain import Domain
-from domains.runtime.logging import Log, open_log
 from domains.runtime.tasks import task_tree
-from kernel.abi.ids import Peer
+from kernel.abi.log import Log, open_log
 from kernel.abi.spawn import Identity
 from kernel.abi.status import KernelBug
 
@@ -33,9 +32,10 @@ def run(role: str, identity: Identity, descriptors: dict[str, int], config: byte
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     status = 0
     try:
-        peer = Peer(identity.domid, identity.generation)
         log.info("domain.entered", role=role, jail=jail)
-        domain = Domain(identity.name, peer, descriptors["control"], log, config, descriptors)
+        domain = Domain(
+            identity.name, identity.peer, descriptors["control"], log, config, descriptors
+        )
         trio.run(importlib.import_module(role).main, domain, strict_exception_groups=True)
     except (OSError, KernelBug, Exception) as error:
         log.error("domain.failed", error=repr(error), traceback=traceback.format_exc()[-2500:])

@@ -14,8 +14,21 @@ from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import Name
 from kernel.abi.status import Status
 
-__all__ = ["AdminCreate", "AdminDestroy", "AdminDmesg", "AdminDrivers", "AdminExec", "AdminInfo", "AdminInject", "AdminList",
-           "AdminRequest", "AdminShutdown", "Answer", "AdminReply", "Part"]
+__all__ = [
+    "AdminCreate",
+    "AdminDestroy",
+    "AdminDmesg",
+    "AdminDrivers",
+    "AdminExec",
+    "AdminInfo",
+    "AdminInject",
+    "AdminList",
+    "AdminRequest",
+    "AdminShutdown",
+    "Answer",
+    "AdminReply",
+    "Part",
+]
 
 
 class AdminList(Struct, tag=0x01, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +103,14 @@ class Answer(Struct, tag=0x21, array_like=True, frozen=True, forbid_unknown_fiel
 
 
 AdminRequest = (
-    AdminList | AdminInfo | AdminCreate | AdminShutdown | AdminDestroy | AdminExec | AdminDmesg | AdminDrivers | AdminInject
+    AdminList
+    | AdminInfo
+    | AdminCreate
+    | AdminShutdown
+    | AdminDestroy
+    | AdminExec
+    | AdminDmesg
+    | AdminDrivers
+    | AdminInject
 )
 AdminReply = Part | Answer

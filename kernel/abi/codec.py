@@ -59,14 +59,14 @@ class Codec:
     """
 
     def __init__(self, messages: UnionType | type[Struct]) -> None:
-        self._batch: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[messages])  # type: ignore[valid-type]
+        self._batch: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(list[messages])  # type: ignore[valid-type]
         self._items = msgspec.msgpack.Decoder(list[msgspec.Raw])
         self._one: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(messages)
 
     def decode(self, packet: bytes) -> list[Any]:
         """The packet's messages in order, `Undecodable` in the place of what is none."""
         try:
-            batch = self._batch.decode(packet)
+            batch: list[Any] = self._batch.decode(packet)
         except msgspec.ValidationError:
             batch = [self._decode_item(item) for item in self._items.decode(packet)]
         if len(batch) > MAX_BATCH:

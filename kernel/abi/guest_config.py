@@ -7,7 +7,16 @@ from msgspec import Meta, Struct
 
 from kernel.abi.ids import DomId, Generation, Name, Path, VbdHandle
 
-__all__ = ["MIN_MEMORY_MIB", "Action", "DiskConfig", "DomainInfo", "DomainState", "DriverInfo", "GuestConfig", "VbdInfo"]
+__all__ = [
+    "MIN_MEMORY_MIB",
+    "Action",
+    "DiskConfig",
+    "DomainInfo",
+    "DomainState",
+    "DriverInfo",
+    "GuestConfig",
+    "VbdInfo",
+]
 
 MIN_MEMORY_MIB = 20
 """Measured: User-Mode Linux boots in 20 MiB and not in 16."""
@@ -22,7 +31,8 @@ class Action(enum.StrEnum):
 
 
 class DiskConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """One virtual block device: `target` image, `vdev` as the guest names it, `access` r or w, `backend` driver domain."""
+    """One virtual block device: `target` image, `vdev` as the guest names it, `access` r or w, `backend` driver
+    domain."""
 
     target: Path
     vdev: Annotated[str, Meta(pattern=r"^vd[a-p]$")]
@@ -67,7 +77,8 @@ class DomainState(enum.StrEnum):
 
 
 class VbdInfo(Struct, frozen=True):
-    """One vbd as `tv info` tells it. `outages_ms`: for each time its backend was lost, how long until its successor was active."""
+    """One vbd as `tv info` tells it. `outages_ms`: for each time its backend was lost, how long until its
+    successor was active."""
 
     handle: VbdHandle
     vdev: str
@@ -80,7 +91,8 @@ class VbdInfo(Struct, frozen=True):
 
 
 class DomainInfo(Struct, frozen=True):
-    """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's namespace."""
+    """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's
+    namespace."""
 
     domid: DomId
     name: str
@@ -96,7 +108,6 @@ class DomainInfo(Struct, frozen=True):
     jail: str
     restarts: int
     vbds: list[VbdInfo] = []
-    peer_port: int | None = None
 
 
 class DriverInfo(Struct, frozen=True):

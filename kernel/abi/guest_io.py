@@ -10,8 +10,19 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-__all__ = ["AGENT_PORT", "CHUNK_BYTES", "AgentMessage", "ExecEnded", "ExecInput", "ExecMessage", "ExecOffer", "ExecOutput",
-           "ExecSignal", "ExecStart", "Stream"]
+__all__ = [
+    "AGENT_PORT",
+    "CHUNK_BYTES",
+    "AgentMessage",
+    "ExecEnded",
+    "ExecInput",
+    "ExecMessage",
+    "ExecOffer",
+    "ExecOutput",
+    "ExecSignal",
+    "ExecStart",
+    "Stream",
+]
 
 AGENT_PORT = 1
 CHUNK_BYTES = 16384

@@ -17,10 +17,31 @@ from kernel.abi.guest_config import GuestConfig
 from kernel.abi.ids import U32, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 
 __all__ = [
-    "DESCRIPTORS", "Access", "ChannelKind", "DomctlCreate", "DomctlDestroy", "DomctlGetInfo", "DomctlShutdown",
-    "EvtchnAllocUnbound", "EvtchnBindInterdomain", "EvtchnClose", "GnttabEnd", "GnttabGrant", "GnttabMap", "Hypercall",
-    "Pong", "SchedShutdown", "ShutdownReason", "Started", "SysctlInject", "SysctlInfo", "SysctlDrivers", "Version",
-    "XenbusConnect", "XenbusConnected", "XenbusFault",
+    "DESCRIPTORS",
+    "Access",
+    "ChannelKind",
+    "DomctlCreate",
+    "DomctlDestroy",
+    "DomctlGetInfo",
+    "DomctlShutdown",
+    "EvtchnAllocUnbound",
+    "EvtchnBindInterdomain",
+    "EvtchnClose",
+    "GnttabEnd",
+    "GnttabGrant",
+    "GnttabMap",
+    "Hypercall",
+    "Pong",
+    "SchedShutdown",
+    "ShutdownReason",
+    "Started",
+    "SysctlInject",
+    "SysctlInfo",
+    "SysctlDrivers",
+    "Version",
+    "XenbusConnect",
+    "XenbusConnected",
+    "XenbusFault",
 ]
 
 Request = Annotated[RequestId, Meta(ge=0, le=0xFFFF_FFFF)]
@@ -114,7 +135,8 @@ class EvtchnBindInterdomain(Struct, tag=0x19, array_like=True, frozen=True, forb
 
     Caller:  the peer that the unbound port names.
     Promise: an OK carries one descriptor, an AF_UNIX SEQPACKET socket, handed out once.
-    Errors:  EPERM unbound for another, ENOENT no such port, EEXIST the caller's port is in use, ESTALE the peer has ended.
+    Errors:  EPERM unbound for another, ENOENT no such port, EEXIST the caller's port is in use, ESTALE the peer has
+             ended.
     """
 
     request: Request
@@ -154,7 +176,8 @@ class GnttabMap(Struct, tag=0x21, array_like=True, frozen=True, forbid_unknown_f
 
     Caller:  any domain, for a grant that names it and this generation.
     Promise: an OK carries exactly one descriptor. The caller checks its seals and size before it maps it.
-    Errors:  EPERM granted to another, or less than `access`; ESTALE the owner's generation has ended; ENOENT no such grant.
+    Errors:  EPERM granted to another, or less than `access`; ESTALE the owner's generation has ended; ENOENT no such
+    grant.
     Fault:   none; a wrong ref is a refusal, not a crime.
     """
 
@@ -207,7 +230,8 @@ class XenbusFault(Struct, tag=0x2A, array_like=True, frozen=True, forbid_unknown
     """The other end of a vbd broke the ring's rules; `what` and `evidence` go to the log.
 
     Caller:  either end of the vbd, about the other end.
-    Promise: a frontend's word ends that backend incarnation, a bounded number of times; a backend's word ends the guest.
+    Promise: a frontend's word ends that backend incarnation, a bounded number of times; a backend's word ends the
+    guest.
     Errors:  ENOENT not a vbd of the caller's, ESTALE the accused has ended already.
     """
 
@@ -303,9 +327,26 @@ class SysctlInject(Struct, tag=0x3A, array_like=True, frozen=True, forbid_unknow
 
 
 Hypercall = (
-    Started | Pong | Version | SchedShutdown | EvtchnAllocUnbound | EvtchnBindInterdomain | EvtchnClose | GnttabGrant
-    | GnttabMap | GnttabEnd | XenbusConnect | XenbusConnected | XenbusFault | DomctlCreate | DomctlDestroy | DomctlShutdown
-    | DomctlGetInfo | SysctlInfo | SysctlDrivers | SysctlInject
+    Started
+    | Pong
+    | Version
+    | SchedShutdown
+    | EvtchnAllocUnbound
+    | EvtchnBindInterdomain
+    | EvtchnClose
+    | GnttabGrant
+    | GnttabMap
+    | GnttabEnd
+    | XenbusConnect
+    | XenbusConnected
+    | XenbusFault
+    | DomctlCreate
+    | DomctlDestroy
+    | DomctlShutdown
+    | DomctlGetInfo
+    | SysctlInfo
+    | SysctlDrivers
+    | SysctlInject
 )
 
 DESCRIPTORS: dict[type[Struct], int] = {GnttabGrant: 1}

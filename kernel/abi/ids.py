@@ -5,7 +5,17 @@ from typing import Annotated, NewType
 from msgspec import Meta, Struct
 
 __all__ = [
-    "DOM0", "HYPERVISOR", "DomId", "Generation", "GrantRef", "Name", "Peer", "Port", "RequestId", "Sector", "VbdHandle",
+    "DOM0",
+    "HYPERVISOR",
+    "DomId",
+    "Generation",
+    "GrantRef",
+    "Name",
+    "Peer",
+    "Port",
+    "RequestId",
+    "Sector",
+    "VbdHandle",
     "Path",
 ]
 

@@ -11,7 +11,17 @@ from msgspec import Meta, Struct
 
 from kernel.abi.ids import Name, Peer
 
-__all__ = ["TAIL_BYTES", "KeepPipe", "KeepRequest", "PipeEnded", "PipeKind", "Tail", "TailEnd", "TailMessage", "TailPart"]
+__all__ = [
+    "TAIL_BYTES",
+    "KeepPipe",
+    "KeepRequest",
+    "PipeEnded",
+    "PipeKind",
+    "Tail",
+    "TailEnd",
+    "TailMessage",
+    "TailPart",
+]
 
 TAIL_BYTES = 256 * 1024
 """Of each console and of the hypervisor's log, kept in memory."""

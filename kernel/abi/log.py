@@ -1,7 +1,8 @@
-"""A domain's log: one JSON line an event, each written whole to the log keeper's pipe at once, so that a kill loses none."""
+"""A log: one JSON line an event, each written whole to the log keeper's pipe at once, so that a kill loses none."""
 
 import os
 import time
+from collections.abc import MutableMapping
 from typing import Any
 
 import orjson
@@ -36,7 +37,13 @@ class _Pipe:
 
     def msg(self, line: bytes) -> None:
         if self._lost:
-            line = orjson.dumps({"ns": time.monotonic_ns(), "level": "warning", "event": "log.dropped", "count": self._lost}) + b"\n" + line
+            line = (
+                orjson.dumps(
+                    {"ns": time.monotonic_ns(), "level": "warning", "event": "log.dropped", "count": self._lost}
+                )
+                + b"\n"
+                + line
+            )
         try:
             os.write(self._descriptor, line[:MAX_LINE_BYTES])
         except BlockingIOError:
@@ -49,13 +56,19 @@ class _Pipe:
     debug = info = warning = error = critical = msg
 
 
-def _stamp(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+def _stamp(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
     return {"ns": time.monotonic_ns(), **event}
 
 
-def _render(_logger: Any, _name: str, event: dict[str, Any]) -> bytes:
+def _render(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> bytes:
     line = orjson.dumps(event, default=str)
     if len(line) >= MAX_LINE_BYTES:
-        line = orjson.dumps({"ns": event["ns"], "level": event.get("level"), "event": event.get("event"),
-                             "cut": line[: MAX_LINE_BYTES // 2].decode(errors="replace")})
+        line = orjson.dumps(
+            {
+                "ns": event["ns"],
+                "level": event.get("level"),
+                "event": event.get("event"),
+                "cut": line[: MAX_LINE_BYTES // 2].decode(errors="replace"),
+            }
+        )
     return line + b"\n"

@@ -44,7 +44,8 @@ def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> N
 
 
 def receive(sock: socket.socket) -> Packet:
-    """Take one packet. Raises BlockingIOError when there is none, DomainFault when it or its descriptors were cut short."""
+    """Take one packet. Raises BlockingIOError when there is none, DomainFault when it or its descriptors were
+    cut short."""
     try:
         data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
     except ConnectionResetError:

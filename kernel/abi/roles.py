@@ -37,10 +37,11 @@ class GuestVbd(Struct, frozen=True, forbid_unknown_fields=True):
 class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
     """A guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper).
 
-    `agent_port` is the port that the guest opens for Dom0. `lpj` is this host's loops per jiffy, 0 for unknown.
+    The operating system runs on `cpu` alone, and its actor on the others where there are any. `lpj` is this
+    host's loops per jiffy, 0 for unknown.
     """
 
     config: GuestConfig
     vbds: list[GuestVbd]
-    agent_port: int
+    cpu: int
     lpj: int

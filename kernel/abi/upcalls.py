@@ -9,13 +9,28 @@ from kernel.abi.ids import U32, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 
 __all__ = [
-    "AdminConnection", "BackendActive", "BackendOffered", "BackendWithdrawn", "EvtchnConnected", "Misbehave", "PeerDied",
-    "Ping", "Reply", "ShutdownRequested", "Upcall", "VbdAttached", "VbdConnected", "VbdDetached", "VbdImage", "VbdRing",
+    "AdminConnection",
+    "BackendActive",
+    "BackendOffered",
+    "BackendWithdrawn",
+    "EvtchnConnected",
+    "Misbehave",
+    "PeerDied",
+    "Ping",
+    "Reply",
+    "ShutdownRequested",
+    "Upcall",
+    "VbdAttached",
+    "VbdConnected",
+    "VbdDetached",
+    "VbdImage",
+    "VbdRing",
 ]
 
 
 class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """How the hypercall with this `request` ended. `descriptors` ride along (0 or 1); `why` is one line for a person."""
+    """How the hypercall with this `request` ended. `descriptors` ride along (0 or 1); `why` is one line for a
+    person."""
 
     request: RequestId
     status: Status
@@ -25,7 +40,8 @@ class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_field
 
 
 class Ping(Struct, tag=0x81, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Say `Pong` before the deadline, after seeing each of your loops turn. Silence is a hang: sampled, ended, restarted."""
+    """Say `Pong` before the deadline, after seeing each of your loops turn. Silence is a hang: sampled, ended,
+    restarted."""
 
     sequence: U32
 
@@ -37,7 +53,8 @@ class PeerDied(Struct, tag=0x82, array_like=True, frozen=True, forbid_unknown_fi
 
 
 class ShutdownRequested(Struct, tag=0x83, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """End your work. A guest's actor asks its operating system; others finish and exit. After a grace the domain is ended."""
+    """End your work. A guest's actor asks its operating system; others finish and exit. After a grace the
+    domain is ended."""
 
     reason: ShutdownReason
 
@@ -130,8 +147,21 @@ class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_f
 
 
 Upcall = (
-    Reply | Ping | PeerDied | ShutdownRequested | EvtchnConnected | VbdAttached | VbdRing | VbdImage | VbdDetached
-    | BackendOffered | VbdConnected | BackendActive | BackendWithdrawn | AdminConnection | Misbehave
+    Reply
+    | Ping
+    | PeerDied
+    | ShutdownRequested
+    | EvtchnConnected
+    | VbdAttached
+    | VbdRing
+    | VbdImage
+    | VbdDetached
+    | BackendOffered
+    | VbdConnected
+    | BackendActive
+    | BackendWithdrawn
+    | AdminConnection
+    | Misbehave
 )
 
 DESCRIPTORS: dict[type[Struct], int] = {EvtchnConnected: 1, VbdImage: 1, AdminConnection: 1}

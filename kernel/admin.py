@@ -1,0 +1,66 @@
+"""The admin socket: the hypervisor owns it and looks who calls; Dom0 serves."""
+
+import os
+import socket
+import struct
+
+import trio
+
+from kernel.abi.ids import DOM0
+from kernel.abi.upcalls import AdminConnection
+from kernel.incarnation import post
+from kernel.machine import Incarnation, Machine
+from kernel.run_folder import ADMIN_SOCKET, RunFolder
+
+__all__ = ["listen", "pass_connections_on"]
+
+BACKLOG = 64
+"""Administrators that may wait while Dom0 restarts."""
+
+_UCRED = struct.Struct("3i")
+
+
+def listen(run: RunFolder) -> socket.socket:
+    """Bind the socket in the run folder, by the folder's descriptor, since a path may be longer than a socket's
+    name."""
+    (run.path / ADMIN_SOCKET).unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(f"/proc/self/fd/{run.descriptor}/{ADMIN_SOCKET}")
+    os.chmod(run.path / ADMIN_SOCKET, 0o660)
+    listening.listen(BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+async def pass_connections_on(machine: Machine, listening: socket.socket) -> None:
+    """Accept administrators while there is a Dom0 to serve them. Root and the hypervisor's own user are
+    administrators."""
+    with listening:
+        while True:
+            await trio.lowlevel.wait_readable(listening)
+            dom0 = await _running_dom0(machine)
+            try:
+                connection, _ = listening.accept()
+            except (BlockingIOError, ConnectionError):
+                continue
+            with connection:
+                _pass_on(machine, dom0, connection)
+
+
+async def _running_dom0(machine: Machine) -> Incarnation:
+    """Dom0's present incarnation; waits while there is none."""
+    while True:
+        peer = machine.active(DOM0)
+        incarnation = machine.alive.get(peer) if peer else None
+        if incarnation and incarnation.started.is_set():
+            return incarnation
+        await trio.sleep(0.02)
+
+
+def _pass_on(machine: Machine, dom0: Incarnation, connection: socket.socket) -> None:
+    """In the host's user namespace, where the kernel shows true uids: inside another every stranger is 65534."""
+    _pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    if uid not in (0, os.geteuid()):
+        machine.log.warning("admin.refused", uid=uid)
+        return
+    post(machine, dom0, AdminConnection(uid), descriptors=(os.dup(connection.fileno()),))

@@ -1,0 +1,62 @@
+"""The files that a guest boots from: opened by the hypervisor, so that its jail needs no path of the host's."""
+
+import os
+from pathlib import Path
+
+from kernel.abi.guest_config import GuestConfig
+from kernel.abi.status import Refused, Status
+from kernel.manifest import GuestManifest
+
+__all__ = ["cache_path", "open_boot_files", "read_lpj"]
+
+
+def open_boot_files(manifest: GuestManifest, config: GuestConfig) -> dict[str, int]:
+    """Descriptors `kernel` and `ramdisk`. Refuses a file that is not there, naming the key and the mend."""
+    kernel = _open(
+        config.kernel or manifest.kernel, config.name, "kernel", "give the path of a linux.uml, or run make setup"
+    )
+    try:
+        ramdisk = _open(
+            config.ramdisk or manifest.ramdisk,
+            config.name,
+            "ramdisk",
+            "give the path of an initramfs, or run make setup",
+        )
+    except Refused:
+        os.close(kernel)
+        raise
+    if not os.access(f"/proc/self/fd/{kernel}", os.X_OK):
+        os.close(kernel)
+        os.close(ramdisk)
+        raise Refused(
+            Status.EINVAL,
+            f"guest {config.name}: kernel {config.kernel or manifest.kernel} is not executable: name a linux.uml",
+        )
+    return {"kernel": kernel, "ramdisk": ramdisk}
+
+
+def read_lpj(manifest: GuestManifest) -> int:
+    """This host's loops per jiffy as set-up measured them; 0 when it did not, and the guest measures them as it
+    boots."""
+    try:
+        return int(cache_path(manifest.lpj).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def cache_path(text: str) -> Path:
+    """A path of the manifest's, with `~` and `$TRIOVISOR_CACHE` (by default `~/.cache/triovisor`) filled in."""
+    cache = os.environ.get("TRIOVISOR_CACHE") or "~/.cache/triovisor"
+    return Path(text.replace("$TRIOVISOR_CACHE", cache)).expanduser()
+
+
+def _open(text: str, guest: str, key: str, mend: str) -> int:
+    path = cache_path(text)
+    if not path.is_file():
+        raise Refused(Status.ENOENT, f"guest {guest}: {key} {path} does not exist: {mend}")
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(
+            Status.EPERM, f"guest {guest}: {key} {path}: {error.strerror}: let the hypervisor's user read it"
+        ) from error

@@ -1,0 +1,126 @@
+"""One driver domain over its incarnations: which serves, which stands by, and what a death leads to.
+
+A state machine without clock or processes: events in, orders out.
+"""
+
+from dataclasses import dataclass, field
+
+from kernel.abi.guest_config import DomainState
+from kernel.abi.ids import Peer
+from kernel.core.restart import GiveUp, RestartPolicy, decide
+
+__all__ = ["Abandon", "Activate", "Driver", "Order", "Spawn", "Withdraw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Clone an incarnation after `delay_s`. It becomes active if none is, else the standby."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """Hand the images to this incarnation: every predecessor is gone. `take_published` as `BackendActive` has it."""
+
+    peer: Peer
+    take_published: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Tell the frontends that this incarnation is gone."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The driver is given up."""
+
+    deaths: int
+    window_s: float
+
+
+Order = Spawn | Activate | Withdraw | Abandon
+
+
+@dataclass(slots=True)
+class Driver:
+    """A driver domain. Feed it `boot`, `cloned`, `accused`, `died`, in the order in which they happen; obey its
+    orders in order."""
+
+    policy: RestartPolicy
+    wants_standby: bool
+    active: Peer | None = None
+    standby: Peer | None = None
+    state: DomainState = DomainState.STARTING
+    spawning: int = 0
+    restarts: int = 0
+    deaths_s: list[float] = field(default_factory=list)
+    _faulted: bool = False
+    _had_active: bool = False
+
+    def boot(self) -> list[Order]:
+        """First of all."""
+        return self._fill(0.0)
+
+    def cloned(self, peer: Peer) -> list[Order]:
+        """An incarnation that `Spawn` asked for exists. It takes packets, though its code may not run yet."""
+        self.spawning -= 1
+        if self.active is None:
+            return [self._activate(peer), *self._fill(0.0)]
+        self.standby = peer
+        return []
+
+    def failed_to_clone(self, now_s: float) -> list[Order]:
+        """A `Spawn` came to nothing: it counts as a death."""
+        self.spawning -= 1
+        return self._after_death(now_s)
+
+    def accused(self, peer: Peer) -> None:
+        """The incarnation broke the ABI. It is being ended; what it published last is not to be believed."""
+        if peer == self.active:
+            self._faulted = True
+
+    def died(self, peer: Peer, now_s: float) -> list[Order]:
+        """The incarnation is gone with all its threads."""
+        orders: list[Order] = [Withdraw(peer)]
+        if peer == self.standby:
+            self.standby = None
+        elif peer == self.active:
+            self.active = None
+            self.restarts += 1
+            if self.standby is not None:
+                promoted, self.standby = self.standby, None
+                orders.append(self._activate(promoted))
+        return orders + self._after_death(now_s)
+
+    def _activate(self, peer: Peer) -> Order:
+        take_published = self._had_active and not self._faulted
+        self.active, self._faulted, self._had_active = peer, False, True
+        self.state = DomainState.RUNNING
+        return Activate(peer, take_published)
+
+    def _after_death(self, now_s: float) -> list[Order]:
+        self.deaths_s = [*(d for d in self.deaths_s if d > now_s - self.policy.window_s), now_s]
+        decision = decide(self.policy, self.deaths_s)
+        if isinstance(decision, GiveUp):
+            return self._give_up(decision)
+        return self._fill(decision.delay_s)
+
+    def _give_up(self, decision: GiveUp) -> list[Order]:
+        if self.active is not None:
+            return []
+        self.state = DomainState.GIVEN_UP
+        return [Abandon(decision.deaths, decision.window_s)]
+
+    def _fill(self, delay_s: float) -> list[Order]:
+        """Clones still wanted. One at a time, so that a standby never races the active one it stands by for."""
+        wanted = self.active is None or (self.wants_standby and self.standby is None)
+        if not wanted or self.spawning or self.state is DomainState.GIVEN_UP:
+            return []
+        if self.active is None:
+            self.state = DomainState.STARTING
+        self.spawning += 1
+        return [Spawn(delay_s)]

@@ -1,0 +1,41 @@
+"""Who may make which hypercall: the one table."""
+
+from msgspec import Struct
+
+from kernel.abi import hypercalls as h
+from kernel.abi.status import Refused, Status
+from kernel.core.domains import Kind
+
+__all__ = ["ALLOWED", "check"]
+
+_EVERYBODY = frozenset(Kind)
+_DOM0 = frozenset({Kind.DOM0})
+
+ALLOWED: dict[type[Struct], frozenset[Kind]] = {
+    h.Started: _EVERYBODY,
+    h.Pong: _EVERYBODY,
+    h.Version: _EVERYBODY,
+    h.SchedShutdown: _EVERYBODY,
+    h.EvtchnAllocUnbound: _EVERYBODY,
+    h.EvtchnBindInterdomain: _EVERYBODY,
+    h.EvtchnClose: _EVERYBODY,
+    h.GnttabGrant: _EVERYBODY,
+    h.GnttabMap: _EVERYBODY,
+    h.GnttabEnd: _EVERYBODY,
+    h.XenbusConnect: frozenset({Kind.GUEST}),
+    h.XenbusConnected: frozenset({Kind.DRIVER}),
+    h.XenbusFault: frozenset({Kind.GUEST, Kind.DRIVER}),
+    h.DomctlCreate: _DOM0,
+    h.DomctlDestroy: _DOM0,
+    h.DomctlShutdown: _DOM0,
+    h.DomctlGetInfo: _DOM0,
+    h.SysctlInfo: _DOM0,
+    h.SysctlDrivers: _DOM0,
+    h.SysctlInject: _DOM0,
+}
+
+
+def check(kind: Kind, operation: type[Struct]) -> None:
+    """Refuse (EPERM) a hypercall that a domain of this kind may not make."""
+    if kind not in ALLOWED[operation]:
+        raise Refused(Status.EPERM, f"{operation.__name__} is not for a {kind.value}")

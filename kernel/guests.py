@@ -1,0 +1,249 @@
+"""Guests: made whole or not at all, followed through reboots, taken away without a trace."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import trio
+
+from kernel.abi.guest_config import Action, DomainState, GuestConfig
+from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.roles import GuestStart, GuestVbd
+from kernel.abi.spawn import Jail
+from kernel.abi.status import Refused, Status
+from kernel.abi.upcalls import ShutdownRequested
+from kernel.boot_files import open_boot_files, read_lpj
+from kernel.core.domains import Kind
+from kernel.core.restart import RestartAfter, decide
+from kernel.images import Image, open_image
+from kernel.incarnation import end, post
+from kernel.lifetimes import Body, embody
+from kernel.machine import Guest, Incarnation, Machine
+from kernel.manifest import parse_cpus
+from kernel.xenbus import frontend_came, frontend_went
+
+__all__ = ["create", "destroy", "find_guest", "request_shutdown"]
+
+MIB = 1024 * 1024
+
+GUEST_OVERHEAD_BYTES = 64 * MIB
+"""Of /dev/shm beyond the guest's memory: what UML keeps of its own in the file that is its memory."""
+
+IMAGE_WAIT_S = 1.0
+"""A backend lets go of a destroyed guest's image within milliseconds; a guest created anew on it waits so long."""
+
+START_DEADLINE_S = 30.0
+"""From the order to create a guest to its actor's first word."""
+
+
+async def create(machine: Machine, config: GuestConfig) -> Guest:
+    """Create and start a guest. When it refuses, nothing is left behind."""
+    _check(machine, config)
+    images: list[Image] = []
+    record = machine.domains.add(config.name, Kind.GUEST)
+    try:
+        for disk in config.disk:
+            images.append(await _open_image(Path(disk.target), disk.access == "ro"))
+        guest = Guest(record, config, _choose_cpu(machine, config), trio.current_time())
+        _add_vbds(machine, guest, images)
+    except BaseException:
+        for image in images:
+            image.close()
+        machine.domains.remove(record.domid)
+        raise
+    machine.guests[record.domid] = guest
+    machine.log.info("guest.created", name=config.name, domid=record.domid, memory=config.memory, cpu=guest.cpu)
+    try:
+        incarnation = _start(machine, guest)
+    except Refused:
+        _remove(machine, guest)
+        raise
+    await _started(machine, guest, incarnation)
+    return guest
+
+
+async def _started(machine: Machine, guest: Guest, incarnation: Incarnation) -> None:
+    """Wait for the actor's first word, or for the end that came before it."""
+    async with trio.open_nursery() as nursery:
+
+        async def first(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.cancel_scope.deadline = trio.current_time() + START_DEADLINE_S
+        nursery.start_soon(first, incarnation.started)
+        nursery.start_soon(first, incarnation.gone)
+        await trio.sleep_forever()
+    if not incarnation.started.is_set():
+        guest.destroying = True
+        how = incarnation.ended_for or incarnation.detail or "see its log"
+        if not incarnation.gone.is_set():
+            end(machine, incarnation, "did not start")
+        elif guest.record.domid in machine.guests:
+            _remove(machine, guest)
+        raise Refused(Status.EIO, f"guest {guest.config.name} did not start: {how}")
+
+
+def find_guest(machine: Machine, domid: int) -> Guest:
+    """A guest that Dom0 named. Refuses what does not exist (ENOENT) and what is no guest (EPERM)."""
+    record = machine.domains.find(domid)  # type: ignore[arg-type]
+    if record.kind is not Kind.GUEST:
+        raise Refused(Status.EPERM, f"{record.name} is a {record.kind.value}, not a guest")
+    return machine.guests[record.domid]
+
+
+async def destroy(machine: Machine, guest: Guest) -> None:
+    """End a guest at once and wait until every process of it is gone."""
+    guest.destroying = True
+    if guest.incarnation is None:
+        _remove(machine, guest)
+    else:
+        end(machine, guest.incarnation, "destroyed")
+    await guest.removed.wait()
+
+
+def request_shutdown(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
+    """Ask a guest's operating system to power off or reboot."""
+    if guest.incarnation is None:
+        raise Refused(
+            Status.EHOSTDOWN,
+            f"guest {guest.config.name} is {guest.record.state}: tv destroy {guest.config.name} removes it",
+        )
+    guest.record.state = DomainState.STOPPING if reason is ShutdownReason.POWEROFF else guest.record.state
+    post(machine, guest.incarnation, ShutdownRequested(reason))
+
+
+def _check(machine: Machine, config: GuestConfig) -> None:
+    vdevs = [disk.vdev for disk in config.disk]
+    if len(set(vdevs)) != len(vdevs):
+        raise Refused(Status.EINVAL, f"guest {config.name}: two disks share a vdev: give each its own of vda … vdp")
+    drivers = {domain.record.name for domain in machine.drivers.values() if domain.record.kind is Kind.DRIVER}
+    for disk in config.disk:
+        if disk.backend not in drivers:
+            known = ", ".join(sorted(drivers)) or "none"
+            raise Refused(Status.ENOENT, f"guest {config.name}: no driver domain {disk.backend!r}: there are {known}")
+    for cpu in parse_cpus(config.cpus) if config.cpus else ():
+        if cpu not in os.sched_getaffinity(0):
+            have = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise Refused(Status.EINVAL, f"guest {config.name}: cpus = {config.cpus!r}: this host has {have}")
+
+
+async def _open_image(path: Path, read_only: bool) -> Image:
+    """Open an image, waiting a moment for a backend that is about to let go of it."""
+    deadline = trio.current_time() + IMAGE_WAIT_S
+    while True:
+        try:
+            return open_image(path, read_only=read_only)
+        except Refused as refusal:
+            if refusal.status is not Status.EBUSY or trio.current_time() > deadline:
+                raise
+        await trio.sleep(0.02)
+
+
+def _add_vbds(machine: Machine, guest: Guest, images: list[Image]) -> None:
+    by_name = {domain.record.name: domid for domid, domain in machine.drivers.items()}
+    for disk, image in zip(guest.config.disk, images, strict=True):
+        vbd = machine.vbds.add(
+            vdev=disk.vdev,
+            guest=guest.record.domid,
+            driver=by_name[disk.backend],
+            sectors=image.sectors,
+            read_only=image.read_only,
+            target=disk.target,
+        )
+        machine.images[vbd.handle] = image
+
+
+def _choose_cpu(machine: Machine, config: GuestConfig) -> int:
+    """The allowed CPU with the fewest guests. User-Mode Linux is two to four times faster on one CPU than on two."""
+    allowed = parse_cpus(config.cpus) if config.cpus else tuple(sorted(os.sched_getaffinity(0)))
+    load = {cpu: sum(1 for guest in machine.guests.values() if guest.cpu == cpu) for cpu in allowed}
+    return min(allowed, key=lambda cpu: (load[cpu], cpu))
+
+
+def _start(machine: Machine, guest: Guest) -> Incarnation:
+    """Begin an incarnation of a guest. Its kernel and ramdisk are opened anew: a mended file counts at the next
+    reboot."""
+    manifest = machine.manifest.guests
+    vbds = machine.vbds.of_guest(guest.record.domid)
+    start = GuestStart(
+        guest.config,
+        [GuestVbd(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only) for vbd in vbds],
+        guest.cpu,
+        read_lpj(manifest),
+    )
+    descriptors = open_boot_files(manifest, guest.config)
+    memory_bytes = guest.config.memory * MIB
+    jail = Jail(
+        kind="guest",
+        proc=True,
+        shm_bytes=memory_bytes + GUEST_OVERHEAD_BYTES,
+        tmp_bytes=16 * MIB,
+        run_bytes=MIB,
+        nofile=4096,
+        nproc=4096,
+    )
+    body = Body(manifest.role, jail, msgspec.msgpack.encode(start), descriptors, manifest.heartbeat, console=True)
+    incarnation = embody(machine, guest.record.domid, body, lambda gone, how: _gone(machine, guest, gone, how))
+    guest.incarnation = incarnation
+    guest.record.state = DomainState.STARTING
+    frontend_came(machine, incarnation)
+    return incarnation
+
+
+def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) -> None:
+    """What the guest's `on_*` settings say, now that an incarnation of it has ended."""
+    reason = ShutdownReason.CRASH if incarnation.shutdown is None or incarnation.ended_for else incarnation.shutdown
+    guest.incarnation = None
+    frontend_went(machine, guest.record.domid)
+    machine.log.warning(
+        "guest.ended", name=guest.config.name, domid=guest.record.domid, reason=reason.name.lower(), how=how
+    )
+    guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
+    action = {
+        ShutdownReason.POWEROFF: guest.config.on_poweroff,
+        ShutdownReason.REBOOT: guest.config.on_reboot,
+    }.get(reason, guest.config.on_crash)
+    if guest.destroying or machine.stopping or action is Action.DESTROY:
+        _remove(machine, guest)
+    elif action is Action.RESTART:
+        _restart(machine, guest, reason)
+
+
+def _restart(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
+    """Start it again. A reboot is the guest's own wish; a crash counts towards giving it up."""
+    guest.restarts += 1
+    delay_s = 0.0
+    if reason is not ShutdownReason.REBOOT:
+        guest.deaths_s.append(trio.current_time())
+        decision = decide(machine.manifest.guests.restart, guest.deaths_s)
+        if not isinstance(decision, RestartAfter):
+            guest.record.state = DomainState.GIVEN_UP
+            machine.log.critical(
+                "guest.given_up", name=guest.config.name, domid=guest.record.domid, deaths=decision.deaths
+            )
+            return
+        delay_s = decision.delay_s
+    machine.nursery.start_soon(_start_later, machine, guest, delay_s)
+
+
+async def _start_later(machine: Machine, guest: Guest, delay_s: float) -> None:
+    await trio.sleep(delay_s)
+    if guest.destroying or guest.record.domid not in machine.guests:
+        return
+    try:
+        _start(machine, guest)
+    except Refused as refusal:
+        guest.record.state = DomainState.CRASHED
+        machine.log.error("guest.not_restarted", name=guest.config.name, domid=guest.record.domid, why=refusal.why)
+
+
+def _remove(machine: Machine, guest: Guest) -> None:
+    """Take a guest without an incarnation out of every table."""
+    for vbd in machine.vbds.of_guest(guest.record.domid):
+        machine.images.pop(vbd.handle).close()
+        machine.vbds.remove(vbd.handle)
+    del machine.guests[guest.record.domid]
+    machine.domains.remove(guest.record.domid)
+    guest.record.state = DomainState.DEAD
+    guest.removed.set()

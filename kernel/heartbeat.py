@@ -1,0 +1,68 @@
+"""Is a domain alive, or only there? Asked, waited for, sampled, ended."""
+
+from pathlib import Path
+
+import trio
+
+from kernel.abi.status import DomainFault
+from kernel.abi.upcalls import Ping
+from kernel.incarnation import end, end_for_fault, post, who
+from kernel.machine import Incarnation, Machine
+from kernel.sampling import sample
+
+__all__ = ["watch_heartbeat"]
+
+START_DEADLINE_S = 20.0
+"""From clone to `Started`. The slowest role imports in a second on a loaded host."""
+
+
+async def watch_heartbeat(machine: Machine, incarnation: Incarnation) -> None:
+    """Ping for as long as the incarnation lives. One that is silent and not in uninterruptible sleep is hung."""
+    with trio.move_on_after(START_DEADLINE_S):
+        await incarnation.started.wait()
+    if not incarnation.started.is_set():
+        end_for_fault(machine, incarnation, DomainFault(incarnation.peer, "did not start", after_s=START_DEADLINE_S))
+        return
+    sequence = 0
+    while not incarnation.ended_for:
+        sequence = (sequence + 1) & 0xFFFF_FFFF
+        if not await _answers(machine, incarnation, sequence):
+            await _end_hung(machine, incarnation)
+            return
+        await trio.sleep(incarnation.heartbeat.interval_s)
+
+
+async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) -> bool:
+    """Ask once. In uninterruptible sleep a domain cannot answer and cannot be ended: it is waited for."""
+    incarnation.awaited_pong, incarnation.ponged = sequence, trio.Event()
+    post(machine, incarnation, Ping(sequence))
+    told = False
+    while True:
+        with trio.move_on_after(incarnation.heartbeat.deadline_s):
+            await incarnation.ponged.wait()
+            return True
+        if not _in_uninterruptible_sleep(incarnation):
+            return False
+        if not told:
+            machine.log.warning("domain.uninterruptible", **who(incarnation))
+            told = True
+
+
+async def _end_hung(machine: Machine, incarnation: Incarnation) -> None:
+    deadline_s = incarnation.heartbeat.deadline_s
+    machine.log.error("domain.hung", **who(incarnation), silent_s=deadline_s)
+    await sample(machine, incarnation)
+    end(machine, incarnation, f"hung: silent for {deadline_s} s")
+
+
+def _in_uninterruptible_sleep(incarnation: Incarnation) -> bool:
+    """Whether a thread of it is in state D (proc_pid_stat(5)), as one is that waits for a disk that does not answer."""
+    if incarnation.child is None:
+        return False
+    for stat in Path(f"/proc/{incarnation.child.pid}/task").glob("*/stat"):
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "D":
+                return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,271 @@
+"""Hypercalls: a packet in, what each message asks for done, one packet of replies out."""
+
+import fcntl
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec import Struct
+
+from kernel import guests, inform, xenbus
+from kernel.abi import hypercalls as h
+from kernel.abi import packet
+from kernel.abi.codec import Codec, Undecodable
+from kernel.abi.ids import RequestId
+from kernel.abi.packet import Packet
+from kernel.abi.status import DomainFault, Refused, Status
+from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply
+from kernel.core import privilege
+from kernel.core.domains import Life
+from kernel.incarnation import post, who
+from kernel.link import take
+from kernel.machine import Incarnation, Machine
+from kernel.version import ABI_VERSION, VERSION
+
+__all__ = ["dispatch"]
+
+MAX_WAITING = 64
+"""Calls of one domain that wait for something. Dom0 has one for each administrator that creates or destroys a guest."""
+
+REQUIRED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+_codec = Codec(h.Hypercall)
+
+
+class Answer:
+    """What a handler gives back: a value, and at most one descriptor, which goes with the reply."""
+
+    __slots__ = ("descriptor", "value")
+
+    def __init__(self, value: Any = None, descriptor: int | None = None) -> None:
+        self.value = value
+        self.descriptor = descriptor
+
+
+Handler = Callable[[Machine, Incarnation, Any, list[int]], Answer | Awaitable[Answer]]
+
+
+def dispatch(machine: Machine, caller: Incarnation, received: Packet) -> None:
+    """Act on one packet. Raises DomainFault, and msgspec.DecodeError, for one that breaks the ABI.
+
+    What a call hands out goes with the replies, in their order. Descriptors left over stay in the packet, and are a
+    fault.
+    """
+    replies: list[Reply] = []
+    descriptors: list[int] = []
+    for message in _codec.decode(received.data):
+        if isinstance(message, Undecodable):
+            raise DomainFault(caller.peer, "an unreadable message", op=message.op, why=message.why)
+        riding = take(received.descriptors, h.DESCRIPTORS.get(type(message), 0))
+        try:
+            reply = _perform(machine, caller, message, riding, descriptors)
+        finally:
+            packet.close_all(riding)
+        if reply is not None:
+            replies.append(reply)
+    if replies:
+        post(machine, caller, *replies, descriptors=tuple(descriptors))
+    if received.descriptors:
+        raise DomainFault(caller.peer, "more descriptors than its messages carry", surplus=len(received.descriptors))
+
+
+def _perform(
+    machine: Machine, caller: Incarnation, call: Any, riding: list[int], handed_out: list[int]
+) -> Reply | None:
+    """One call. None where there is no reply, or not yet."""
+    try:
+        privilege.check(caller.record.kind, type(call))
+        answer = _HANDLERS[type(call)](machine, caller, call, riding)
+        if isinstance(answer, Answer):
+            return _reply(call, answer, handed_out)
+        if caller.waiting_calls >= MAX_WAITING:
+            answer.close()  # type: ignore[attr-defined]
+            raise Refused(Status.EAGAIN, f"{MAX_WAITING} calls wait already: wait for one of them")
+        machine.nursery.start_soon(_answer_later, machine, caller, call, answer)
+    except Refused as refusal:
+        if not hasattr(call, "request"):
+            raise DomainFault(caller.peer, refusal.why) from refusal
+        machine.log.info(
+            "hypercall.refused", **who(caller), call=type(call).__name__, status=refusal.status.name, why=refusal.why
+        )
+        return Reply(call.request, refusal.status, why=refusal.why)
+    return None
+
+
+def _reply(call: Any, answer: Answer, handed_out: list[int]) -> Reply | None:
+    request: RequestId | None = getattr(call, "request", None)
+    if request is None:
+        return None
+    if answer.descriptor is not None:
+        handed_out.append(answer.descriptor)
+    return Reply(request, Status.OK, answer.value, descriptors=0 if answer.descriptor is None else 1)
+
+
+async def _answer_later(machine: Machine, caller: Incarnation, call: Any, answer: Awaitable[Answer]) -> None:
+    caller.waiting_calls += 1
+    try:
+        value = (await answer).value
+        reply = Reply(call.request, Status.OK, value)
+    except Refused as refusal:
+        machine.log.info(
+            "hypercall.refused", **who(caller), call=type(call).__name__, status=refusal.status.name, why=refusal.why
+        )
+        reply = Reply(call.request, refusal.status, why=refusal.why)
+    finally:
+        caller.waiting_calls -= 1
+    if not caller.gone.is_set():
+        post(machine, caller, reply)
+
+
+def _started(machine: Machine, caller: Incarnation, _call: h.Started, _riding: list[int]) -> Answer:
+    if caller.started.is_set():
+        raise DomainFault(caller.peer, "said Started twice")
+    if not caller.ended_for:
+        machine.domains.advance(caller.peer, Life.RUNNING)
+    caller.started.set()
+    inform.note_running(machine, caller)
+    machine.log.info("domain.started", **who(caller))
+    return Answer()
+
+
+def _pong(_machine: Machine, caller: Incarnation, call: h.Pong, _riding: list[int]) -> Answer:
+    if call.sequence == caller.awaited_pong:
+        caller.ponged.set()
+    return Answer()
+
+
+def _version(machine: Machine, _caller: Incarnation, _call: h.Version, _riding: list[int]) -> Answer:
+    return Answer({"version": VERSION, "abi": ABI_VERSION, "run": machine.run.name})
+
+
+def _sched_shutdown(machine: Machine, caller: Incarnation, call: h.SchedShutdown, _riding: list[int]) -> Answer:
+    caller.shutdown, caller.detail = call.reason, call.detail
+    machine.log.info("domain.shut_down", **who(caller), reason=call.reason.name.lower(), detail=call.detail)
+    return Answer()
+
+
+def _evtchn_alloc_unbound(
+    machine: Machine, caller: Incarnation, call: h.EvtchnAllocUnbound, _riding: list[int]
+) -> Answer:
+    machine.domains.check_alive(call.remote)
+    machine.evtchn.alloc_unbound(caller.peer, call.port, call.remote, call.kind)
+    return Answer()
+
+
+def _evtchn_bind(machine: Machine, caller: Incarnation, call: h.EvtchnBindInterdomain, _riding: list[int]) -> Answer:
+    machine.domains.check_alive(call.remote)
+    bound = machine.evtchn.bind(caller.peer, call.port, call.remote, call.remote_port)
+    callers, owners = packet.pair()
+    message = EvtchnConnected(bound.owner_port, caller.peer, bound.kind)
+    post(machine, machine.alive[bound.owner], message, descriptors=(owners.detach(),))
+    return Answer(descriptor=callers.detach())
+
+
+def _evtchn_close(machine: Machine, caller: Incarnation, call: h.EvtchnClose, _riding: list[int]) -> Answer:
+    machine.evtchn.close(caller.peer, call.port)
+    return Answer()
+
+
+def _gnttab_grant(machine: Machine, caller: Incarnation, call: h.GnttabGrant, riding: list[int]) -> Answer:
+    machine.domains.check_alive(call.to)
+    _check_sealed(riding[0])
+    machine.grants.grant(caller.peer, call.ref, call.to, call.access, riding[0])
+    riding.clear()
+    return Answer()
+
+
+def _check_sealed(descriptor: int) -> None:
+    """Only memory that cannot be shrunk under its peer's feet may be granted."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise Refused(Status.EINVAL, "a grant is of memory: pass a sealed memfd")
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise Refused(Status.EINVAL, "a grant is of memory: pass a sealed memfd") from error
+    if seals & REQUIRED_SEALS != REQUIRED_SEALS:
+        raise Refused(Status.EINVAL, "the memfd is not sealed: add F_SEAL_SHRINK and F_SEAL_GROW")
+
+
+def _gnttab_map(machine: Machine, caller: Incarnation, call: h.GnttabMap, _riding: list[int]) -> Answer:
+    machine.domains.check_alive(call.owner)
+    return Answer(descriptor=machine.grants.map(caller.peer, call.owner, call.ref, call.access))
+
+
+def _gnttab_end(machine: Machine, caller: Incarnation, call: h.GnttabEnd, _riding: list[int]) -> Answer:
+    token = machine.grants.end(caller.peer, call.ref)
+    packet.close_all([] if token is None else [token])
+    return Answer()
+
+
+def _xenbus(act: Callable[[Machine, Incarnation, Any], None]) -> Handler:
+    def handler(machine: Machine, caller: Incarnation, call: Any, _riding: list[int]) -> Answer:
+        act(machine, caller, call)
+        return Answer()
+
+    return handler
+
+
+async def _domctl_create(machine: Machine, _caller: Incarnation, call: h.DomctlCreate, _riding: list[int]) -> Answer:
+    guest = await guests.create(machine, call.config)
+    return Answer(guest.record.domid)
+
+
+async def _domctl_destroy(machine: Machine, _caller: Incarnation, call: h.DomctlDestroy, _riding: list[int]) -> Answer:
+    await guests.destroy(machine, guests.find_guest(machine, call.domid))
+    return Answer()
+
+
+def _domctl_shutdown(machine: Machine, _caller: Incarnation, call: h.DomctlShutdown, _riding: list[int]) -> Answer:
+    guests.request_shutdown(machine, guests.find_guest(machine, call.domid), call.reason)
+    return Answer()
+
+
+def _domctl_get_info(machine: Machine, _caller: Incarnation, call: h.DomctlGetInfo, _riding: list[int]) -> Answer:
+    records = list(machine.domains) if call.domid is None else [machine.domains.find(call.domid)]
+    return Answer([inform.domain_info(machine, record) for record in records])
+
+
+def _sysctl_info(machine: Machine, _caller: Incarnation, _call: h.SysctlInfo, _riding: list[int]) -> Answer:
+    return Answer(inform.host_info(machine))
+
+
+def _sysctl_drivers(machine: Machine, _caller: Incarnation, _call: h.SysctlDrivers, _riding: list[int]) -> Answer:
+    return Answer(inform.driver_infos(machine))
+
+
+def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject, _riding: list[int]) -> Answer:
+    if not machine.manifest.faults:
+        raise Refused(Status.EPERM, "the boot manifest has faults = false: set it to true to let drivers misbehave")
+    domain = next((d for d in machine.drivers.values() if d.record.name == call.driver), None)
+    if domain is None or domain.driver.active not in machine.alive:
+        raise Refused(Status.ENOENT, f"no driver domain {call.driver!r} is active: tv driver list shows them")
+    machine.log.warning(
+        "fault.injected", driver=call.driver, peer=str(domain.driver.active), what=call.what, count=call.count
+    )
+    post(machine, machine.alive[domain.driver.active], Misbehave(call.what, call.count))
+    return Answer()
+
+
+_HANDLERS: dict[type[Struct], Handler] = {
+    h.Started: _started,
+    h.Pong: _pong,
+    h.Version: _version,
+    h.SchedShutdown: _sched_shutdown,
+    h.EvtchnAllocUnbound: _evtchn_alloc_unbound,
+    h.EvtchnBindInterdomain: _evtchn_bind,
+    h.EvtchnClose: _evtchn_close,
+    h.GnttabGrant: _gnttab_grant,
+    h.GnttabMap: _gnttab_map,
+    h.GnttabEnd: _gnttab_end,
+    h.XenbusConnect: _xenbus(xenbus.connect),
+    h.XenbusConnected: _xenbus(xenbus.connected),
+    h.XenbusFault: _xenbus(xenbus.fault),
+    h.DomctlCreate: _domctl_create,
+    h.DomctlDestroy: _domctl_destroy,
+    h.DomctlShutdown: _domctl_shutdown,
+    h.DomctlGetInfo: _domctl_get_info,
+    h.SysctlInfo: _sysctl_info,
+    h.SysctlDrivers: _sysctl_drivers,
+    h.SysctlInject: _sysctl_inject,
+}

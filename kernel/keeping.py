@@ -1,0 +1,136 @@
+"""What the log keeper does with bytes: whose they are, how much of them is kept, what is said when some are not."""
+
+import os
+import time
+from collections import deque
+
+import orjson
+
+from kernel.abi.ids import Peer
+from kernel.abi.keeping import TAIL_BYTES
+
+__all__ = ["Keeping", "LogStamper", "TailBuffer"]
+
+MAX_LINE_BYTES = 65536
+"""Without a newline for so long, what came is a line of its own."""
+
+FILE_BYTES = 256 * 1024 * 1024
+"""Of one file. What comes after is counted, not kept."""
+
+BURST_BYTES, BYTES_PER_S = 8 * 1024 * 1024, 1024 * 1024
+"""A domain that logs faster than this loses the excess, counted: a flood must not fill the disk within minutes."""
+
+
+class LogStamper:
+    """Cuts a log pipe's bytes into lines and stamps each with the domain it came from.
+
+    The stamp stands first in the object and a domain's own fields behind it; names that the keeper stamps are dropped
+    from what the domain wrote, so that nobody can speak for another.
+    """
+
+    def __init__(self, name: str, peer: Peer) -> None:
+        self._stamp = {"domain": name, "domid": peer.domid, "generation": peer.generation}
+        self._rest = b""
+
+    def lines(self, data: bytes) -> bytes:
+        """The complete lines in what has come so far, stamped."""
+        *complete, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            complete.append(self._rest)
+            self._rest = b""
+        return b"".join(self._stamped(line) for line in complete if line)
+
+    def last(self) -> bytes:
+        """At the pipe's end: a line that was cut off by a kill is kept as it is."""
+        rest, self._rest = self._rest, b""
+        return self._stamped(rest) if rest else b""
+
+    def event(self, event: str, **fields: object) -> bytes:
+        """A line of the keeper's own about this pipe."""
+        return (
+            orjson.dumps({**self._stamp, "ns": time.monotonic_ns(), "level": "warning", "event": event, **fields})
+            + b"\n"
+        )
+
+    def _stamped(self, line: bytes) -> bytes:
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return self.event("log.unreadable", text=line[:512].decode(errors="replace"))
+        if not isinstance(fields, dict):
+            return self.event("log.unreadable", text=line[:512].decode(errors="replace"))
+        return orjson.dumps({**self._stamp, **{k: v for k, v in fields.items() if k not in self._stamp}}) + b"\n"
+
+
+class TailBuffer:
+    """The last `TAIL_BYTES` of a stream."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+
+    def take(self, data: bytes) -> None:
+        """Add bytes; forget the oldest."""
+        self._pieces.append(data)
+        self._size += len(data)
+        while self._size - len(self._pieces[0]) >= TAIL_BYTES:
+            self._size -= len(self._pieces.popleft())
+
+    def bytes(self) -> bytes:
+        """What is kept, oldest first."""
+        return b"".join(self._pieces)[-TAIL_BYTES:]
+
+
+class Keeping:
+    """One pipe's file, with its limits."""
+
+    def __init__(self, descriptor: int, stamper: LogStamper | None, tail: TailBuffer | None) -> None:
+        self._descriptor = descriptor
+        self._stamper = stamper
+        self._tail = tail
+        self._size = os.fstat(descriptor).st_size
+        self._allowance = float(BURST_BYTES)
+        self._filled_at = time.monotonic()
+        self._lost = 0
+
+    def take(self, data: bytes) -> None:
+        """Keep what a pipe gave."""
+        self._write(self._stamper.lines(data) if self._stamper else data)
+
+    def close(self) -> None:
+        """The pipe is at its end."""
+        if self._stamper:
+            self._write(self._stamper.last())
+        self._tell_gap()
+        os.close(self._descriptor)
+
+    def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._tail:
+            self._tail.take(data)
+        if not self._allowed(len(data)):
+            self._lost += len(data)
+            return
+        self._tell_gap()
+        self._append(data)
+
+    def _allowed(self, size: int) -> bool:
+        now = time.monotonic()
+        self._allowance = min(BURST_BYTES, self._allowance + (now - self._filled_at) * BYTES_PER_S)
+        self._filled_at = now
+        if size > self._allowance or self._size + size > FILE_BYTES:
+            return False
+        self._allowance -= size
+        return True
+
+    def _tell_gap(self) -> None:
+        if not self._lost:
+            return
+        lost, self._lost = self._lost, 0
+        text = f"\n[log.gap: {lost} bytes not kept]\n".encode()
+        self._append(self._stamper.event("log.gap", bytes=lost) if self._stamper else text)
+
+    def _append(self, data: bytes) -> None:
+        self._size += len(data)
+        os.write(self._descriptor, data)

@@ -1,0 +1,120 @@
+"""The life of one incarnation, from the order to clone it to the last of its threads."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from kernel.abi import packet
+from kernel.abi.ids import DomId
+from kernel.abi.keeping import KeepPipe, PipeKind
+from kernel.abi.spawn import Identity, Jail
+from kernel.abi.upcalls import PeerDied
+from kernel.core.domains import Life
+from kernel.heartbeat import watch_heartbeat
+from kernel.incarnation import kill, post, who
+from kernel.link import Link
+from kernel.machine import Incarnation, Machine
+from kernel.manifest import Heartbeat
+from kernel.serving import drain, serve
+from kernel.spawn import SpawnError
+
+__all__ = ["Body", "embody"]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What an incarnation is made of: role module, jail, the role's packed start struct, descriptors to be born with
+    (given away);
+    a guest has a `console` pipe besides."""
+
+    role: str
+    jail: Jail
+    config: bytes
+    descriptors: dict[str, int]
+    heartbeat: Heartbeat
+    console: bool = False
+
+
+def embody(machine: Machine, domid: DomId, body: Body, on_gone: Callable[[Incarnation, str], None]) -> Incarnation:
+    """Begin an incarnation. It takes packets at once; `on_gone(incarnation, how)` follows its end, once,
+    whatever happens."""
+    peer = machine.domains.incarnate(domid)
+    ours, theirs = packet.pair()
+    record = machine.domains[domid]
+    incarnation = Incarnation(peer, record, Link(ours), body.heartbeat, on_gone, trio.current_time())
+    machine.alive[peer] = incarnation
+    descriptors = {
+        "control": theirs.detach(),
+        "log": _keep_pipe(machine, incarnation, PipeKind.LOG),
+        **body.descriptors,
+    }
+    if body.console:
+        descriptors["console"] = _keep_pipe(machine, incarnation, PipeKind.CONSOLE)
+    machine.nursery.start_soon(_live, machine, incarnation, body, descriptors)
+    return incarnation
+
+
+def _keep_pipe(machine: Machine, incarnation: Incarnation, kind: PipeKind) -> int:
+    """Make a pipe to the log keeper for a domain. The hypervisor holds its reading end until the keeper is
+    through with it."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    machine.pipes[incarnation.peer, kind] = reading
+    machine.keeper.post([KeepPipe(incarnation.peer, incarnation.record.name, kind)], [os.dup(reading)])
+    return writing
+
+
+async def _live(machine: Machine, incarnation: Incarnation, body: Body, descriptors: dict[str, int]) -> None:
+    """One nursery is the lifetime of what the hypervisor does for this incarnation."""
+    identity = Identity(incarnation.record.name, incarnation.peer)
+    try:
+        child = await machine.zygotes.spawn(body.role, identity, body.jail, body.config, descriptors)
+    except SpawnError as error:
+        _bury(machine, incarnation, str(error))
+        return
+    finally:
+        packet.close_all(list(descriptors.values()))
+    incarnation.child = child
+    machine.log.info("domain.cloned", **who(incarnation), pid=child.pid, jail=child.jail, missing=child.missing)
+    if incarnation.ended_for:
+        kill(incarnation)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(incarnation.link.flush_forever)
+        nursery.start_soon(serve, machine, incarnation)
+        nursery.start_soon(watch_heartbeat, machine, incarnation)
+        await trio.lowlevel.wait_readable(child.pidfd)
+        drain(machine, incarnation)
+        _bury(machine, incarnation, _reap(child.pidfd))
+        nursery.cancel_scope.cancel()
+    incarnation.link.close()
+    trio.lowlevel.notify_closing(child.pidfd)
+    os.close(child.pidfd)
+
+
+def _bury(machine: Machine, incarnation: Incarnation, how: str) -> None:
+    """It is gone. First whoever decides what follows, since guests wait for that; then the tables and the peers."""
+    peer = incarnation.peer
+    machine.domains.advance(peer, Life.GONE)
+    del machine.alive[peer]
+    incarnation.gone.set()
+    how = incarnation.ended_for or incarnation.detail or how
+    shared = machine.evtchn.died(peer)
+    packet.close_all(machine.grants.died(peer))
+    incarnation.on_gone(incarnation, how)
+    for other in shared:
+        if other in machine.alive:
+            post(machine, machine.alive[other], PeerDied(peer))
+    lived_s = round(trio.current_time() - incarnation.born_s, 3)
+    machine.log.warning("domain.died", **who(incarnation), how=how, lived_s=lived_s)
+
+
+def _reap(pidfd: int) -> str:
+    """How it ended, in words."""
+    result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if result is None:
+        return "ended"
+    if result.si_code == os.CLD_EXITED:
+        return f"exit status {result.si_status}"
+    return f"killed by {signal.Signals(result.si_status).name}"

@@ -1,0 +1,103 @@
+"""The state of a running hypervisor: its tables, and who is alive."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from kernel.abi.guest_config import GuestConfig
+from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.ids import DomId, Peer, VbdHandle
+from kernel.abi.log import Log
+from kernel.abi.packet import Packet
+from kernel.core.domains import DomainRecord, DomainTable
+from kernel.core.drivers import Driver
+from kernel.core.evtchn import EventChannels
+from kernel.core.grants import GrantTable
+from kernel.core.vbds import VbdTable
+from kernel.images import Image
+from kernel.link import Link
+from kernel.manifest import Dom0Manifest, DriverManifest, Heartbeat, Manifest
+from kernel.run_folder import RunFolder
+from kernel.spawn import Child, Zygotes
+
+__all__ = ["DriverDomain", "Guest", "Incarnation", "Machine"]
+
+
+@dataclass(eq=False, slots=True)
+class Incarnation:
+    """One living incarnation: its channel at once, its process when the zygote has cloned it."""
+
+    peer: Peer
+    record: DomainRecord
+    link: Link
+    heartbeat: Heartbeat
+    on_gone: Callable[["Incarnation", str], None]
+    born_s: float
+    child: Child | None = None
+    started: trio.Event = field(default_factory=trio.Event)
+    gone: trio.Event = field(default_factory=trio.Event)
+    awaited_pong: int = 0
+    ponged: trio.Event = field(default_factory=trio.Event)
+    shutdown: ShutdownReason | None = None
+    detail: str = ""
+    ended_for: str = ""
+    waiting_calls: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.record.name} ({self.peer})"
+
+
+@dataclass(eq=False, slots=True)
+class DriverDomain:
+    """A driver (or Dom0, which is kept alive the same way) over all its incarnations."""
+
+    record: DomainRecord
+    manifest: DriverManifest | Dom0Manifest
+    driver: Driver
+    last_death: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Guest:
+    """A guest over all its incarnations."""
+
+    record: DomainRecord
+    config: GuestConfig
+    cpu: int
+    created_s: float
+    incarnation: Incarnation | None = None
+    deaths_s: list[float] = field(default_factory=list)
+    restarts: int = 0
+    destroying: bool = False
+    accusations_s: list[float] = field(default_factory=list)
+    removed: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(slots=True)
+class Machine:
+    """All of it. Functions in this package act on it; the rules are in `kernel.core`."""
+
+    manifest: Manifest
+    run: RunFolder
+    log: Log
+    nursery: trio.Nursery
+    zygotes: Zygotes
+    keeper: Link
+    dispatch: Callable[["Machine", Incarnation, Packet], None]
+    """Acts on one packet of hypercalls, and takes out of `descriptors` what it keeps."""
+    domains: DomainTable = field(default_factory=DomainTable)
+    evtchn: EventChannels = field(default_factory=EventChannels)
+    grants: GrantTable = field(default_factory=GrantTable)
+    vbds: VbdTable = field(default_factory=VbdTable)
+    images: dict[VbdHandle, Image] = field(default_factory=dict)
+    alive: dict[Peer, Incarnation] = field(default_factory=dict)
+    drivers: dict[DomId, DriverDomain] = field(default_factory=dict)
+    guests: dict[DomId, Guest] = field(default_factory=dict)
+    pipes: dict[tuple[Peer, int], int] = field(default_factory=dict)
+    """Reading ends of log and console pipes, by owner and kind, until the keeper is through with them."""
+    stopping: bool = False
+
+    def active(self, driver: DomId) -> Peer | None:
+        """The incarnation of a driver that serves now."""
+        return self.drivers[driver].driver.active

@@ -1,0 +1,109 @@
+"""The boot manifest: which domains a hypervisor starts, as data. `boot.toml` beside this file is the default."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from kernel.abi.ids import Name
+from kernel.core.restart import RestartPolicy
+
+__all__ = [
+    "DEFAULT_MANIFEST",
+    "Dom0Manifest",
+    "DriverManifest",
+    "GuestManifest",
+    "Heartbeat",
+    "Manifest",
+    "ManifestError",
+    "load_manifest",
+    "parse_cpus",
+]
+
+DEFAULT_MANIFEST = Path(__file__).with_name("boot.toml")
+
+Module = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+Cpus = Annotated[str, Meta(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$")]
+MemoryMib = Annotated[int, Meta(ge=64, le=1_048_576)]
+
+
+class ManifestError(Exception):
+    """The manifest is wrong: one line with the file, the key and the mend."""
+
+
+class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True):
+    """A domain is asked every `interval_s`, and is hung when it has not answered for `deadline_s`."""
+
+    interval_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.1
+    deadline_s: Annotated[float, Meta(ge=0.05, le=600)] = 0.5
+
+
+class Dom0Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Dom0. `address_space` in MiB bounds what it can map."""
+
+    role: Module = "domains.dom0.main"
+    address_space: MemoryMib = 2048
+    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0)
+    restart: RestartPolicy = RestartPolicy()
+
+
+class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A driver domain. With `standby` a second incarnation waits, jailed and with its rings mapped, to be promoted."""
+
+    name: Name
+    role: Module
+    standby: bool = True
+    cpus: Cpus | None = None
+    address_space: MemoryMib = 4096
+    heartbeat: Heartbeat = Heartbeat()
+    restart: RestartPolicy = RestartPolicy()
+    options: dict[str, str | int | float | bool] = {}
+
+
+class GuestManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """How PV guests are run. Paths may begin with `~` or `$TRIOVISOR_CACHE`."""
+
+    role: Module = "domains.guests.main"
+    kernel: str = "/usr/bin/linux.uml"
+    ramdisk: str = "$TRIOVISOR_CACHE/guest/initramfs.cpio"
+    lpj: str = "$TRIOVISOR_CACHE/guest/lpj"
+    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0)
+    restart: RestartPolicy = RestartPolicy(max_deaths=10, window_s=30.0)
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """All of `boot.toml`. `faults` allows drivers to be told to misbehave."""
+
+    driver: Annotated[list[DriverManifest], Meta(max_length=64)]
+    dom0: Dom0Manifest = Dom0Manifest()
+    guests: GuestManifest = GuestManifest()
+    faults: bool = False
+    shutdown_grace_s: Annotated[float, Meta(ge=0, le=600)] = 5.0
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read and check a manifest. Raises ManifestError."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}: give the boot manifest's path with --manifest") from error
+    try:
+        manifest = msgspec.convert(tomllib.loads(text), Manifest)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ManifestError(f"{path}: {error}: {DEFAULT_MANIFEST} shows every key") from error
+    names = [driver.name for driver in manifest.driver] + ["dom0", "hypervisor"]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise ManifestError(f"{path}: driver.name = {doubled!r} is taken: each domain has a name of its own")
+    return manifest
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """`"0,2-3"` → (0, 2, 3)."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cpus))

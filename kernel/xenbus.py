@@ -1,0 +1,143 @@
+"""Bringing the two ends of each vbd together: who is told of whom, when a backend or a guest comes or goes.
+
+Messages on one channel keep their order, so a backend always hears of a vbd before its ring or its image.
+"""
+
+import time
+
+from kernel.abi.hypercalls import XenbusConnect, XenbusConnected, XenbusFault
+from kernel.abi.ids import DomId, Peer
+from kernel.abi.status import DomainFault
+from kernel.abi.upcalls import (
+    BackendActive,
+    BackendOffered,
+    BackendWithdrawn,
+    VbdAttached,
+    VbdConnected,
+    VbdDetached,
+    VbdImage,
+    VbdRing,
+)
+from kernel.core.drivers import Activate
+from kernel.core.vbds import Vbd
+from kernel.incarnation import end_for_fault, post, who
+from kernel.machine import Incarnation, Machine
+
+__all__ = [
+    "activate_backend",
+    "backend_came",
+    "backend_went",
+    "connect",
+    "connected",
+    "fault",
+    "frontend_came",
+    "frontend_went",
+]
+
+ACCUSATIONS, ACCUSATIONS_WINDOW_S = 5, 60.0
+"""A guest may have so many backends ended for broken rings. One that finds more is itself what is broken, or a liar."""
+
+
+def backend_came(machine: Machine, backend: Incarnation) -> None:
+    """A new incarnation of a driver: tell it of its vbds, and their frontends of it."""
+    for vbd in machine.vbds.of_driver(backend.record.domid):
+        if vbd.frontend is not None:
+            _introduce(machine, vbd, backend)
+
+
+def activate_backend(machine: Machine, order: Activate) -> None:
+    """Hand every image to this incarnation. The caller has seen all its predecessors gone: having the image is
+    the leave to serve."""
+    backend = machine.alive[order.peer]
+    for vbd in machine.vbds.of_driver(backend.record.domid):
+        if vbd.frontend is not None:
+            _activate(machine, vbd, backend, order.take_published)
+
+
+def backend_went(machine: Machine, driver: DomId, peer: Peer) -> None:
+    """An incarnation of a driver is gone: tell the frontends."""
+    for vbd in machine.vbds.of_driver(driver):
+        vbd.rings.pop(peer, None)
+        if vbd.frontend in machine.alive:
+            post(machine, machine.alive[vbd.frontend], BackendWithdrawn(vbd.handle, peer))
+
+
+def frontend_came(machine: Machine, guest: Incarnation) -> None:
+    """A new incarnation of a guest: introduce it to every incarnation of each of its backends."""
+    for vbd in machine.vbds.of_guest(guest.record.domid):
+        vbd.frontend = guest.peer
+        driver = machine.drivers[vbd.driver].driver
+        for peer in (driver.active, driver.standby):
+            if peer in machine.alive:
+                _introduce(machine, vbd, machine.alive[peer])
+        if driver.active in machine.alive:
+            _activate(machine, vbd, machine.alive[driver.active], take_published=False)
+
+
+def frontend_went(machine: Machine, guest: DomId) -> None:
+    """An incarnation of a guest is gone: its backends forget it, rings and images both."""
+    for vbd in machine.vbds.of_guest(guest):
+        vbd.frontend = None
+        vbd.rings.clear()
+        driver = machine.drivers[vbd.driver].driver
+        for peer in (driver.active, driver.standby):
+            if peer in machine.alive:
+                post(machine, machine.alive[peer], VbdDetached(vbd.handle))
+
+
+def connect(machine: Machine, caller: Incarnation, call: XenbusConnect) -> None:
+    """`XenbusConnect`: pass a frontend's ring on to the backend it was made for."""
+    machine.domains.check_alive(call.backend)
+    machine.vbds.connect(caller.peer, call.handle, call.backend)
+    ring = VbdRing(call.handle, caller.peer, call.out_ref, call.in_ref, call.port)
+    post(machine, machine.alive[call.backend], ring)
+
+
+def connected(machine: Machine, caller: Incarnation, call: XenbusConnected) -> None:
+    """`XenbusConnected`: tell the frontend that its ring is mapped."""
+    machine.domains.check_alive(call.frontend)
+    vbd = machine.vbds.connected(caller.peer, call.handle, call.frontend)
+    post(machine, machine.alive[call.frontend], VbdConnected(call.handle, caller.peer))
+    machine.log.info(
+        "vbd.connected", vbd=vbd.vdev, handle=vbd.handle, frontend=str(call.frontend), backend=str(caller.peer)
+    )
+
+
+def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
+    """`XenbusFault`: one end of a vbd says that the other broke the ring's rules.
+
+    The hypervisor cannot see the ring, so it cannot judge. It ends the accused, since that costs a driver's guests no
+    more
+    than a pause; but a guest that accuses too often is ended instead, or it could hold up all others on the driver.
+    """
+    machine.domains.check_alive(call.peer)
+    vbd = machine.vbds.shared_by(caller.peer, call.handle, call.peer)
+    vbd.faults += 1
+    machine.log.error(
+        "ring.faulted", **who(caller), accused=str(call.peer), vbd=vbd.vdev, what=call.what, evidence=call.evidence
+    )
+    if caller.record.domid in machine.guests and _accuses_too_often(machine, caller):
+        end_for_fault(
+            machine, caller, DomainFault(caller.peer, "accuses its backends too often", accusations=ACCUSATIONS)
+        )
+        return
+    end_for_fault(machine, machine.alive[call.peer], DomainFault(call.peer, call.what, evidence=call.evidence))
+
+
+def _accuses_too_often(machine: Machine, caller: Incarnation) -> bool:
+    guest = machine.guests[caller.record.domid]
+    now = time.monotonic()
+    guest.accusations_s = [*(t for t in guest.accusations_s if t > now - ACCUSATIONS_WINDOW_S), now]
+    return len(guest.accusations_s) > ACCUSATIONS
+
+
+def _introduce(machine: Machine, vbd: Vbd, backend: Incarnation) -> None:
+    post(machine, backend, VbdAttached(vbd.handle, vbd.sectors, vbd.read_only))
+    if vbd.frontend in machine.alive:
+        post(machine, machine.alive[vbd.frontend], BackendOffered(vbd.handle, backend.peer))
+
+
+def _activate(machine: Machine, vbd: Vbd, backend: Incarnation, take_published: bool) -> None:
+    post(machine, backend, VbdImage(vbd.handle), descriptors=(machine.images[vbd.handle].take(),))
+    if vbd.frontend in machine.alive:
+        post(machine, machine.alive[vbd.frontend], BackendActive(vbd.handle, backend.peer, take_published))
