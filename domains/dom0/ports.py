@@ -18,7 +18,7 @@ CLOSE_S = 2.0
 
 
 class Ports:
-    """Which ports of Dom0 are in use. Numbers go round, so that a late word on an old port is not taken for a new one."""
+    """Which ports of Dom0 are in use. Numbers go round, so that no late word on an old port is taken for a new one."""
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain

@@ -1,0 +1,186 @@
+"""`tv`, the administrator's command."""
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from typer.core import TyperGroup
+
+from kernel.abi.guest_io import Stream
+from triovisor import render
+from triovisor.client import Client, TvError
+from triovisor.command import Command, DescriptorSource, exit_code, pump
+from triovisor.disks import ConfigError
+
+__all__ = ["app", "main"]
+
+EXIT_REFUSED = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+class _Tv(TyperGroup):
+    """Where every command's failure becomes one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except (TvError, ConfigError) as error:
+            print(f"tv: {error}", file=sys.stderr)
+            raise SystemExit(EXIT_REFUSED) from None
+        except KeyboardInterrupt:
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(EXIT_BROKEN_PIPE) from None
+
+
+app = typer.Typer(
+    cls=_Tv, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Administer a Triovisor hypervisor: its guests, its drivers, its logs.",
+)
+driver_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Driver domains.")
+app.add_typer(driver_app, name="driver")
+
+_RUN_HELP = "Run folder or admin socket. Default: $TRIOVISOR_RUN, or the latest run in $TRIOVISOR_RUNS or ./runs."
+_WAIT_HELP = "Return when it has ended; after a reboot, when it runs again."
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A domain, as tv list names it.")]
+OptionalName = Annotated[str | None, typer.Argument(metavar="[NAME]")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.callback()
+def _start(
+    ctx: typer.Context,
+    run: Annotated[str | None, typer.Option(metavar="PATH", help=_RUN_HELP)] = None,
+) -> None:
+    ctx.obj = Client(run)
+
+
+@app.command("list")
+def list_domains(ctx: typer.Context, json: Json = False) -> None:
+    """List all domains. State: r running, b blocked, p paused, s shut down, c crashed, d dying."""
+    _print(ctx.obj.list(), render.domain_list, json)
+
+
+@app.command()
+def create(ctx: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE", help="The guest's TOML.")],
+           json: Json = False) -> None:
+    """Create a guest from its TOML file, and start it."""
+    from triovisor.config import load
+
+    config = load(file)
+    domid = ctx.obj.create(config)
+    _print({"name": config.name, "domid": domid}, lambda made: f"created {made['name']}, domid {made['domid']}", json)
+
+
+@app.command()
+def info(ctx: typer.Context, name: OptionalName = None, json: Json = False) -> None:
+    """Tell about a domain, or without NAME about the host and the hypervisor."""
+    if name is None:
+        _print(ctx.obj.host(), render.pairs, json)
+    else:
+        _print(ctx.obj.info(name), render.domain_details, json)
+
+
+@app.command()
+def shutdown(
+    ctx: typer.Context,
+    name: Name,
+    reboot: Annotated[bool, typer.Option("--reboot", help="Reboot instead of power off.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help=_WAIT_HELP)] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds to wait at most.")] = 60.0,
+) -> None:
+    """Ask a guest to power off."""
+    ctx.obj.shutdown(name, reboot=reboot, wait_s=timeout if wait else 0.0)
+
+
+@app.command()
+def destroy(ctx: typer.Context, name: Name) -> None:
+    """End a guest at once, as pulling its plug does."""
+    ctx.obj.destroy(name)
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def execute(
+    ctx: typer.Context,
+    name: Name,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="The command and its arguments.")],
+    no_stdin: Annotated[bool, typer.Option("-n", "--no-stdin", help="Give the command no input.")] = False,
+) -> None:
+    """Run a command in a guest, with this one's streams. Exit status: the command's, 128 + its signal, or 125."""
+    argv = command[1:] if command[0] == "--" else command
+    with ctx.obj.command(name, argv) as running:
+        _pass_interrupts_on(running)
+        with open(os.devnull if no_stdin else 0, "rb", buffering=0, closefd=no_stdin) as source:
+            ended = pump(running, DescriptorSource(source.fileno()), _write)
+    if ended.why:
+        print(f"tv: {ended.why}", file=sys.stderr)
+    raise SystemExit(exit_code(ended))
+
+
+@app.command()
+def dmesg(ctx: typer.Context, name: OptionalName = None) -> None:
+    """Print the last 256 KiB of a guest's console, or without NAME of the hypervisor's log."""
+    _write(Stream.STDOUT, ctx.obj.dmesg(name))
+
+
+@driver_app.command("list")
+def list_drivers(ctx: typer.Context, json: Json = False) -> None:
+    """List all driver domains."""
+    _print(ctx.obj.drivers(), render.driver_list, json)
+
+
+@driver_app.command()
+def fault(
+    ctx: typer.Context,
+    driver: Annotated[str, typer.Argument(metavar="DRIVER")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="An act such as hang or exit, or kill@POINT.")],
+    count: Annotated[int, typer.Option(min=1, help="At which time it strikes.")] = 1,
+) -> None:
+    """Make a driver fail on purpose."""
+    ctx.obj.inject(driver, what, count)
+
+
+def _print(value: Any, text: Callable[[Any], str], json: bool) -> None:
+    print(msgspec.json.encode(value).decode() if json else text(value))
+
+
+def _write(stream: Stream, data: bytes) -> None:
+    """Write all of it to this process's own stream. Whoever shares a terminal may have made it non-blocking."""
+    descriptor = int(stream)
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+
+
+def _pass_interrupts_on(command: Command) -> None:
+    """The first Ctrl-C goes to the command; the second ends this one, and the command with it."""
+
+    def pass_on(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        command.signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, pass_on)
+
+
+def main() -> None:
+    """Entry of the `tv` script."""
+    app(prog_name="tv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A client of a hypervisor, for scripts and tests: each call is one request to Dom0 over the admin socket."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import msgspec
+
+from kernel.abi.admin import (
+    AdminCreate,
+    AdminDestroy,
+    AdminDmesg,
+    AdminDrivers,
+    AdminExec,
+    AdminInfo,
+    AdminInject,
+    AdminList,
+    AdminReply,
+    AdminRequest,
+    AdminShutdown,
+    Answer,
+    Part,
+)
+from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig
+from kernel.abi.guest_io import ExecMessage, Stream
+from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.ids import DomId, Name
+from kernel.abi.status import Status
+from triovisor.command import BytesSource, Command, ExecResult, pump
+from triovisor.connection import Connection, TvError, connect, find_socket
+
+__all__ = ["Client", "TvError"]
+
+ANSWER_S = 60.0
+"""For an answer, beyond the time that the request itself asks for. The longest is a create with many disks."""
+
+T = TypeVar("T")
+Domains = list[DomainInfo]
+Drivers = list[DriverInfo]
+
+
+class Client:
+    """A hypervisor's administrator. Holds nothing open between calls; may be used from several threads.
+
+    `run` names a run folder or its socket; without it `$TRIOVISOR_RUN`, then the latest run of `$TRIOVISOR_RUNS` or
+    `./runs`. Every call raises TvError when it was refused or there is no hypervisor.
+    """
+
+    def __init__(self, run: str | os.PathLike[str] | None = None) -> None:
+        self.path = find_socket(run)
+
+    def list(self) -> Domains:
+        """All domains, by domid."""
+        return _convert(self._ask(AdminList()), Domains)
+
+    def info(self, name: str) -> DomainInfo:
+        """One domain."""
+        return _convert(self._ask(AdminInfo(_name(name))), DomainInfo)
+
+    def host(self) -> dict[str, Any]:
+        """What the hypervisor says of the host and of itself."""
+        return _convert(self._ask(AdminInfo()), dict[str, Any])
+
+    def create(self, config: GuestConfig) -> DomId:
+        """Create and start a guest (`triovisor.config.load` reads one from TOML). Every path in it is absolute."""
+        return _convert(self._ask(AdminCreate(config)), DomId)
+
+    def shutdown(self, name: str, *, reboot: bool = False, wait_s: float = 0.0) -> None:
+        """Ask a guest to power off or reboot; with `wait_s`, return when it has. ETIMEDOUT if it has not by then."""
+        reason = ShutdownReason.REBOOT if reboot else ShutdownReason.POWEROFF
+        self._ask(AdminShutdown(_name(name), reason, wait_s), ANSWER_S + wait_s)
+
+    def destroy(self, name: str) -> None:
+        """End a guest at once; return when all of it is gone."""
+        self._ask(AdminDestroy(_name(name)))
+
+    def drivers(self) -> Drivers:
+        """All driver domains."""
+        return _convert(self._ask(AdminDrivers()), Drivers)
+
+    def inject(self, driver: str, what: str, count: int = 1) -> None:
+        """Make a driver fail on purpose, at the `count`-th time. The order is given on return; it may strike later."""
+        self._ask(AdminInject(_name(driver), what, count))
+
+    def dmesg(self, name: str | None = None) -> bytes:
+        """The last 256 KiB of a guest's console, or of the hypervisor's log."""
+        with connect(self.path, AdminReply) as connection:
+            connection.send(AdminDmesg(None if name is None else _name(name)), ANSWER_S)
+            return _answer(connection, ANSWER_S)[0]
+
+    def exec(self, name: str, argv: Sequence[str | bytes], stdin: bytes = b"") -> ExecResult:
+        """Run a command in a guest to its end.
+
+        A guest that ends under it is no error: then the result has neither status nor signal.
+        """
+        output = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+        with self.command(name, argv) as command:
+            ended = pump(command, BytesSource(stdin), lambda stream, data: output[stream].extend(data))
+        stdout, stderr = bytes(output[Stream.STDOUT]), bytes(output[Stream.STDERR])
+        return ExecResult(stdout, stderr, ended.status, ended.signal, ended.why)
+
+    @contextmanager
+    def command(self, name: str, argv: Sequence[str | bytes]) -> Iterator[Command]:
+        """A command with its streams open, as `exec` without the waiting. It is killed if it still runs at the end."""
+        with connect(self.path, AdminReply | ExecMessage) as connection:
+            connection.send(AdminExec(_name(name)), ANSWER_S)
+            _answer(connection, ANSWER_S)
+            yield Command(connection, argv, ANSWER_S)
+
+    def _ask(self, request: AdminRequest, timeout_s: float = ANSWER_S) -> Any:
+        with connect(self.path, AdminReply) as connection:
+            connection.send(request, timeout_s)
+            return _answer(connection, timeout_s)[1].value
+
+
+def _answer(connection: Connection, timeout_s: float) -> tuple[bytes, Answer]:
+    """The parts before the answer, joined, and the answer. Raises TvError where it is not OK."""
+    parts = bytearray()
+    while True:
+        for message in connection.receive(timeout_s):
+            match message:
+                case Part(data=data):
+                    parts += data
+                case Answer(status=Status.OK):
+                    return bytes(parts), message
+                case Answer(status=status, why=why):
+                    raise TvError(status, why or status.name)
+                case _:
+                    raise TvError(Status.EIO, "Dom0 speaks another protocol: use the tv of this hypervisor")
+
+
+def _convert(value: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise TvError(Status.EIO, f"Dom0's answer is unknown ({error}): use the tv of this hypervisor") from error
+
+
+def _name(name: str) -> str:
+    try:
+        return msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        why = f"{name!r} is no domain's name: letters, digits and _ . + -, a letter or digit first, at most 64"
+        raise TvError(Status.EINVAL, why) from error

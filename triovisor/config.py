@@ -1,0 +1,95 @@
+"""A guest's TOML file. Each mistake is one line: the file, the key, what is wrong and what would be right."""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from kernel.abi.guest_config import MIN_MEMORY_MIB, DiskConfig, GuestConfig
+from triovisor.disks import ConfigError, read_disks, shown
+
+__all__ = ["ConfigError", "load"]
+
+_RIGHT = {
+    "name": "letters, digits and _ . + -, a letter or digit first, at most 64 in all",
+    "memory": f"a whole number of MiB, {MIN_MEMORY_MIB} to 65536",
+    "type": 'the kind of guest there is, "pv"',
+    "vcpus": "1, since a guest of this kind has one",
+    "cpus": 'CPUs as a string, such as "1" or "0-1,3"',
+    "kernel": 'the path of a guest kernel, such as "/usr/bin/linux.uml"',
+    "ramdisk": "the path of an initramfs",
+    "root": 'one of the disks as the guest names it, such as "/dev/vda"',
+    "extra": "words for the guest's kernel line, a string of at most 1024 characters",
+    "on_poweroff": '"destroy", "restart" or "preserve"',
+    "on_reboot": '"destroy", "restart" or "preserve"',
+    "on_crash": '"destroy", "restart" or "preserve"',
+}
+"""What each key takes, but `disk`."""
+
+_TYPES = get_type_hints(GuestConfig, include_extras=True)
+
+
+def load(path: str | os.PathLike[str]) -> GuestConfig:
+    """Read and check a guest's TOML. Relative paths in it are made absolute against its folder. Raises ConfigError."""
+    file = Path(path).absolute()
+    try:
+        return _guest(_parse(file), file.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{error}: this is not TOML, as name = \"web\" is") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"byte {error.start} is not UTF-8: TOML is a text file in UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{error.strerror}: name a guest's TOML file") from error
+
+
+def _guest(table: dict[str, Any], folder: Path) -> GuestConfig:
+    for key in table:
+        if key not in _TYPES:
+            raise ConfigError(_unknown_key(key))
+    if "name" not in table:
+        raise ConfigError('name is missing: add a line such as name = "web"')
+    values = {key: _value(key, value) for key, value in table.items() if key != "disk"}
+    for key in ("kernel", "ramdisk"):
+        if key in values:
+            values[key] = _file(key, values[key], folder)
+    disks = read_disks(table.get("disk", []), folder)
+    _check_root(values.get("root"), disks)
+    return GuestConfig(disk=disks, **values)
+
+
+def _unknown_key(key: str) -> str:
+    near = difflib.get_close_matches(key, _TYPES, 1)
+    return f"unknown key {key!r}: " + (f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(_TYPES)}")
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "memory" and type(value) is int and value < MIN_MEMORY_MIB:
+        raise ConfigError(f"memory = {value}: a guest needs at least {MIN_MEMORY_MIB} (MiB)")
+    try:
+        return msgspec.convert(value, _TYPES[key])
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{key} = {shown(value)}: give {_RIGHT[key]}") from error
+
+
+def _file(key: str, value: str, folder: Path) -> str:
+    path = folder / value
+    if not path.is_file():
+        raise ConfigError(f"{key} = {shown(value)}: no such file: give {_RIGHT[key]}, or leave it out for the default")
+    return os.path.normpath(path)
+
+
+def _check_root(root: str | None, disks: list[DiskConfig]) -> None:
+    names = [f"/dev/{disk.vdev}" for disk in disks]
+    if root is not None and root not in names:
+        mend = f"there is {', '.join(names)}" if names else "add a [[disk]] with it"
+        raise ConfigError(f"root = {shown(root)}: no disk has that vdev: {mend}")

@@ -1,0 +1,88 @@
+"""What `tv` prints, as text. Pure: values in, lines out."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
+
+__all__ = ["domain_details", "domain_list", "driver_list", "pairs", "state_slots"]
+
+_LIST_HEAD = "Name                                        ID   Mem VCPUs\tState\tTime(s)"
+"""Line for line what `xl list` prints (tools/xl/xl_list.c), so that what reads the one can read the other."""
+
+_SLOTS = {
+    DomainState.STARTING: "------",
+    DomainState.RUNNING: "r-----",
+    DomainState.STOPPING: "r-----",
+    DomainState.HELD: "-b----",
+    DomainState.PAUSED: "--p---",
+    DomainState.SHUTDOWN: "---s--",
+    DomainState.CRASHED: "----c-",
+    DomainState.GIVEN_UP: "----c-",
+    DomainState.DEAD: "-----d",
+}
+
+
+def state_slots(state: DomainState) -> str:
+    """The six slots r b p s c d of `xl list`: running, blocked, paused, shut down, crashed, dying."""
+    return _SLOTS[state]
+
+
+def domain_list(domains: Iterable[DomainInfo]) -> str:
+    lines = [_LIST_HEAD]
+    for domain in domains:
+        lines.append(
+            f"{domain.name:<40} {domain.domid:5d} {domain.memory:5d} {domain.vcpus:5d}     "
+            f"{state_slots(domain.state)}  {domain.cpu_time_s:8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def domain_details(domain: DomainInfo) -> str:
+    """One domain, a line for each thing known, and its vbds."""
+    known = {
+        "name": domain.name, "domid": domain.domid, "kind": domain.kind, "state": domain.state.value,
+        "generation": domain.generation, "pid": _or_dash(domain.pid), "memory_mib": domain.memory,
+        "vcpus": domain.vcpus, "cpus": ",".join(map(str, domain.cpus)) or "-", "cpu_time_s": f"{domain.cpu_time_s:.2f}",
+        "uptime_s": f"{domain.uptime_s:.1f}", "jail": domain.jail, "restarts": domain.restarts,
+    }
+    return "\n\n".join([pairs(known), _vbd_list(domain.vbds)]) if domain.vbds else pairs(known)
+
+
+def driver_list(drivers: Iterable[DriverInfo]) -> str:
+    head = ("Name", "ID", "State", "Gen", "PID", "Standby", "Restarts", "Vbds", "Last death")
+    rows = [
+        (driver.name, driver.domid, driver.state.value, driver.generation, _or_dash(driver.pid),
+         _or_dash(driver.standby_pid), driver.restarts, len(driver.vbds), driver.last_death or "-")
+        for driver in drivers
+    ]
+    return _table([head, *rows])
+
+
+def pairs(values: dict[str, Any]) -> str:
+    """`key : value` a line, as `xl info` prints them."""
+    return "\n".join(f"{key:<22} : {_text(value)}" for key, value in values.items())
+
+
+def _vbd_list(vbds: Iterable[VbdInfo]) -> str:
+    head = ("Vdev", "BE", "handle", "state", "access", "sectors", "target")
+    rows = [(vbd.vdev, vbd.backend, vbd.handle, vbd.state, vbd.access, vbd.sectors, vbd.target) for vbd in vbds]
+    return _table([head, *rows])
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    """Columns as wide as their widest cell; a number stands to the right."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(_cell, row, widths)).rstrip() for row in rows)
+
+
+def _cell(value: Any, width: int) -> str:
+    return f"{value:>{width}}" if isinstance(value, int) else f"{value:<{width}}"
+
+
+def _or_dash(value: int | None) -> int | str:
+    return "-" if value is None else value
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
