@@ -30,11 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         trio.run(run_hypervisor, manifest, run, _say, strict_exception_groups=True)
     except* SpawnError as group:
-        print(f"kernel: {group.exceptions[0]}: python -m kernel doctor says what this host lacks", file=sys.stderr)
+        print(f"kernel: {_first(group)}: python -m kernel doctor says what this host lacks", file=sys.stderr)
         status = 1
     finally:
         run.close()
     return status
+
+
+def _first(group: BaseExceptionGroup[SpawnError]) -> BaseException:
+    """The first error in a group of groups."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _say(line: str) -> None:

@@ -79,7 +79,7 @@ class _Care:
                 case Activate(peer=peer, take_published=take_published):
                     activate_backend(self.machine, order)
                     self.machine.log.info(
-                        "driver.activated", **self._name(), generation=peer.generation, take_published=take_published
+                        "driver.activated", **self._name(), peer=str(peer), take_published=take_published
                     )
                 case Withdraw(peer=peer):
                     backend_went(self.machine, self.domain.record.domid, peer)
@@ -104,4 +104,4 @@ class _Care:
         self.obey(self.domain.driver.died(incarnation.peer, trio.current_time()))
 
     def _name(self) -> dict[str, object]:
-        return {"name": self.domain.record.name, "domid": self.domain.record.domid}
+        return {"name": self.domain.record.name}

@@ -52,7 +52,7 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
         machine.domains.remove(record.domid)
         raise
     machine.guests[record.domid] = guest
-    machine.log.info("guest.created", name=config.name, domid=record.domid, memory=config.memory, cpu=guest.cpu)
+    machine.log.info("guest.created", name=config.name, memory=config.memory, cpu=guest.cpu)
     try:
         incarnation = _start(machine, guest)
     except Refused:
@@ -197,7 +197,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     guest.incarnation = None
     frontend_went(machine, guest.record.domid)
     machine.log.warning(
-        "guest.ended", name=guest.config.name, domid=guest.record.domid, reason=reason.name.lower(), how=how
+        "guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how
     )
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
     action = {
@@ -220,7 +220,7 @@ def _restart(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
         if not isinstance(decision, RestartAfter):
             guest.record.state = DomainState.GIVEN_UP
             machine.log.critical(
-                "guest.given_up", name=guest.config.name, domid=guest.record.domid, deaths=decision.deaths
+                "guest.given_up", name=guest.config.name, deaths=decision.deaths
             )
             return
         delay_s = decision.delay_s
@@ -235,7 +235,7 @@ async def _start_later(machine: Machine, guest: Guest, delay_s: float) -> None:
         _start(machine, guest)
     except Refused as refusal:
         guest.record.state = DomainState.CRASHED
-        machine.log.error("guest.not_restarted", name=guest.config.name, domid=guest.record.domid, why=refusal.why)
+        machine.log.error("guest.not_restarted", name=guest.config.name, why=refusal.why)
 
 
 def _remove(machine: Machine, guest: Guest) -> None:

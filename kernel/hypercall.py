@@ -12,7 +12,7 @@ from kernel import guests, inform, xenbus
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable
-from kernel.abi.ids import RequestId
+from kernel.abi.ids import ANY_GENERATION, RequestId
 from kernel.abi.packet import Packet
 from kernel.abi.status import DomainFault, Refused, Status
 from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply
@@ -148,7 +148,10 @@ def _sched_shutdown(machine: Machine, caller: Incarnation, call: h.SchedShutdown
 def _evtchn_alloc_unbound(
     machine: Machine, caller: Incarnation, call: h.EvtchnAllocUnbound, _riding: list[int]
 ) -> Answer:
-    machine.domains.check_alive(call.remote)
+    if call.remote.generation == ANY_GENERATION:
+        machine.domains.find(call.remote.domid)
+    else:
+        machine.domains.check_alive(call.remote)
     machine.evtchn.alloc_unbound(caller.peer, call.port, call.remote, call.kind)
     return Answer()
 

@@ -25,7 +25,7 @@ def post(machine: Machine, incarnation: Incarnation, *messages: Struct, descript
 
 def who(incarnation: Incarnation) -> dict[str, object]:
     """Whose event it is, as fields for the log."""
-    return {"name": incarnation.record.name, "domid": incarnation.peer.domid, "generation": incarnation.peer.generation}
+    return {"name": incarnation.record.name, "peer": str(incarnation.peer)}
 
 
 def end(machine: Machine, incarnation: Incarnation, why: str) -> None:

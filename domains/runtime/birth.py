@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import msgspec
 
-from domains.runtime import jail, libc, wall
+from domains.runtime import jail, libc, memory, wall
 from kernel.abi.spawn import Identity, JailLevel, SpawnRequest
 
 __all__ = ["Entry", "Ready", "become_domain", "import_role", "level_of", "read_ready"]
@@ -67,7 +67,7 @@ def become_domain(host: jail.Host, request: SpawnRequest, descriptors: list[int]
     entry(request.role, request.identity, named, request.config, level_of(host))
 
 
-def import_role(role: str, keep: Iterable[int], pipe: int) -> None:
+def import_role(role: str, keep: Iterable[int], proc: int, pipe: int) -> None:
     """Turn this fork of the base zygote into the role's zygote: its code imported, behind its wall.
 
     The process has `keep` and its standard three descriptors afterwards, and ends with the hypervisor. When the import
@@ -82,6 +82,5 @@ def import_role(role: str, keep: Iterable[int], pipe: int) -> None:
     except Exception as error:  # whatever a role's import raises is the role's failure
         tell(pipe, Ready("import", f"{type(error).__name__}: {error}"[:_MAX_WHY]))
         os._exit(EXIT_NOT_JAILED)
-    gc.collect()
-    gc.freeze()
+    memory.settle(proc)
     tell(pipe, Ready())

@@ -26,7 +26,13 @@ EXIT_ROLE_FAILED = 70
 
 
 def run(role: str, identity: Identity, descriptors: dict[str, int], config: bytes, jail: str) -> NoReturn:
-    """Run `role`, a module with `async def main(domain)`, to its end; the process ends with it, exit status 0 or 70."""
+    """Run `role`, a module with `async def main(domain)`, to its end; the process ends with it, exit status 0 or 70.
+
+    A role with a `prepare(descriptors)` has it called first, before there is a thread or a Trio run: it may fork.
+    """
+    module = importlib.import_module(role)
+    if hasattr(module, "prepare"):
+        module.prepare(descriptors)
     log = open_log(descriptors["log"])
     _dump_tasks_on_signal(log)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -36,7 +42,7 @@ def run(role: str, identity: Identity, descriptors: dict[str, int], config: byte
         domain = Domain(
             identity.name, identity.peer, descriptors["control"], log, config, descriptors
         )
-        trio.run(importlib.import_module(role).main, domain, strict_exception_groups=True)
+        trio.run(module.main, domain, strict_exception_groups=True)
     except (OSError, KernelBug, Exception) as error:
         log.error("domain.failed", error=repr(error), traceback=traceback.format_exc()[-2500:])
         status = EXIT_ROLE_FAILED

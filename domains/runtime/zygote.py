@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from domains.runtime import clone, jail, libc, mounts, trees
+from domains.runtime import clone, jail, libc, memory, mounts, trees
 from domains.runtime.birth import Entry
 from domains.runtime.libc import CLONE_NEWNS, CLONE_NEWUSER
 from domains.runtime.zygote_loop import Zygote
@@ -27,6 +27,8 @@ from kernel.abi.spawn import FIRST_UID
 __all__ = ["main"]
 
 DEFAULT_ENTRY = "domains.runtime.entry:run"
+NOT_FOR_DOMAINS = ("rich", "better_exceptions")
+"""What structlog imports to be pretty on a terminal, 3.5 MB. A domain has no terminal."""
 WARM = ("trio", "msgspec", "structlog", "orjson")
 
 HIGHEST_DOMAIN_UID = FIRST_UID + 0x7FFF
@@ -60,11 +62,11 @@ def main() -> None:
     os.set_inheritable(options.control, False)
     folder = _hold(options.sockets) if options.sockets else None
     entry = _warm_up(options.entry)
-    host = _prepare([*trees.interpreter_trees(), *trees.project_trees(), *options.tree])
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    host = _prepare(proc, [*trees.interpreter_trees(), *trees.project_trees(), *options.tree])
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _terminated)
-    gc.collect()
-    gc.freeze()
+    memory.settle(proc)
     try:
         Zygote(control, host, entry).serve()
     finally:
@@ -94,6 +96,9 @@ def _warm_up(entry: str) -> Entry:
     """Import what every domain uses. The collector rests meanwhile: what is imported stays."""
     gc.disable()
     sys.dont_write_bytecode = True
+    memory.gather_arenas()
+    for name in NOT_FOR_DOMAINS:
+        sys.modules[name] = None  # type: ignore[assignment]  # so that importing it fails at once (PEP 328's None)
     for name in WARM:
         importlib.import_module(name)
     module, _, function = entry.partition(":")
@@ -101,11 +106,10 @@ def _warm_up(entry: str) -> Entry:
     return run
 
 
-def _prepare(paths: Iterable[str]) -> jail.Host:
+def _prepare(proc: int, paths: Iterable[str]) -> jail.Host:
     """Find out what this host grants, and go into the template where it grants mounts."""
     own_uids = os.geteuid() == 0 and _maps(HIGHEST_DOMAIN_UID)
     namespaces = clone.namespaces_of_this_host()
-    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if "mount" not in namespaces and "user" in namespaces:
         uid, gid = os.getuid(), os.getgid()
         libc.unshare(CLONE_NEWUSER | CLONE_NEWNS)

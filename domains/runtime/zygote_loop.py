@@ -106,7 +106,7 @@ class Zygote:
     def _be_child(self, message: SpawnRequest | ZygoteRequest, descriptors: list[int], tell: int) -> NoReturn:
         if isinstance(message, SpawnRequest):
             birth.become_domain(self.host, message, descriptors, tell, self.entry)
-        birth.import_role(message.role, (*descriptors, *self.host.descriptors()), tell)
+        birth.import_role(message.role, (*descriptors, *self.host.descriptors()), self.host.proc, tell)
         Zygote(socket.socket(fileno=descriptors[0]), self.host, self.entry).serve()
         os._exit(0)
 

@@ -5,6 +5,7 @@ from typing import Annotated, NewType
 from msgspec import Meta, Struct
 
 __all__ = [
+    "ANY_GENERATION",
     "DOM0",
     "HYPERVISOR",
     "DomId",
@@ -44,6 +45,9 @@ HYPERVISOR = DomId(0x7FF1)
 """Speaks on every control channel. Xen's DOMID_XEN is likewise a reserved number."""
 
 DOM0 = DomId(0)
+
+ANY_GENERATION = Generation(0)
+"""In the place of a peer's generation: whichever incarnation comes first. No incarnation has it."""
 
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]

@@ -73,11 +73,6 @@ class Driver:
         self.standby = peer
         return []
 
-    def failed_to_clone(self, now_s: float) -> list[Order]:
-        """A `Spawn` came to nothing: it counts as a death."""
-        self.spawning -= 1
-        return self._after_death(now_s)
-
     def accused(self, peer: Peer) -> None:
         """The incarnation broke the ABI. It is being ended; what it published last is not to be believed."""
         if peer == self.active:
@@ -110,7 +105,8 @@ class Driver:
         return self._fill(decision.delay_s)
 
     def _give_up(self, decision: GiveUp) -> list[Order]:
-        if self.active is not None:
+        """Not while one serves, or is still to come: then only the wish for a further one is given up."""
+        if self.active is not None or self.spawning:
             return []
         self.state = DomainState.GIVEN_UP
         return [Abandon(decision.deaths, decision.window_s)]

@@ -6,7 +6,7 @@ Descriptors are not known here: the hypervisor makes a socket pair when `bind` a
 from dataclasses import dataclass
 
 from kernel.abi.hypercalls import ChannelKind
-from kernel.abi.ids import Peer, Port
+from kernel.abi.ids import ANY_GENERATION, Peer, Port
 from kernel.abi.status import Refused, Status
 
 __all__ = ["Bound", "EventChannels"]
@@ -47,12 +47,12 @@ class EventChannels:
         end = self._ports.get(remote, {}).get(remote_port)
         if end is None:
             raise Refused(Status.ENOENT, f"{remote} has no port {remote_port}")
-        if end.remote != caller:
+        if end.remote not in (caller, Peer(caller.domid, ANY_GENERATION)):
             raise Refused(Status.EPERM, f"port {remote_port} of {remote} is open for {end.remote}")
         if end.remote_port is not None:
             raise Refused(Status.EEXIST, f"port {remote_port} of {remote} is bound already")
         self._open(caller, port, _End(remote, end.kind, remote_port))
-        end.remote_port = port
+        end.remote, end.remote_port = caller, port
         return Bound(remote, remote_port, end.kind)
 
     def close(self, caller: Peer, port: Port) -> None:
@@ -61,14 +61,12 @@ class EventChannels:
             raise Refused(Status.ENOENT, f"{caller} has no port {port}")
 
     def died(self, peer: Peer) -> set[Peer]:
-        """Forget an incarnation's ports, and those that only it could bind. Returns who shared one with it."""
+        """Forget an incarnation's ports, and every port whose other end it was or was to be. Returns who shared one."""
         shared = {end.remote for end in self._ports.pop(peer, {}).values()}
         for owner, ports in self._ports.items():
-            orphans = [port for port, end in ports.items() if end.remote == peer]
-            for port in orphans:
+            for port in [port for port, end in ports.items() if end.remote == peer]:
                 shared.add(owner)
-                if ports[port].remote_port is None:
-                    del ports[port]
+                del ports[port]
         return shared
 
     def _open(self, caller: Peer, port: Port, end: _End) -> None:

@@ -1,0 +1,144 @@
+"""The block back end: raw images behind the vbds of any number of guests.
+
+Trio takes upcalls; the rings are served by a loop of their own, in a thread beside it.
+"""
+
+import itertools
+import socket
+
+import msgspec
+import trio
+
+from domains.runtime.domain import Call, Domain, open_domain
+from domains.runtime.faults import FaultPoints
+from drivers.blkback.loop import ServeLoop
+from kernel.abi.hypercalls import (
+    Access,
+    EvtchnBindInterdomain,
+    EvtchnClose,
+    GnttabMap,
+    XenbusConnected,
+    XenbusFault,
+)
+from kernel.abi.ids import Peer, Port, VbdHandle
+from kernel.abi.packet import close_all
+from kernel.abi.roles import DriverStart
+from kernel.abi.status import Refused
+from kernel.abi.upcalls import Misbehave, ShutdownRequested, VbdAttached, VbdDetached, VbdImage, VbdRing
+
+__all__ = ["main"]
+
+BEAT_POLL_S = 0.001
+
+
+async def main(domain: Domain) -> None:
+    """Serve until the hypervisor ends us."""
+    start = msgspec.msgpack.decode(domain.config, type=DriverStart)
+    async with trio.open_nursery() as nursery:
+        backend = Blkback(domain, nursery, faults_allowed=start.faults)
+        backend.loop.start()
+        async with open_domain(domain, backend.beat):
+            await domain.started()
+            async for message, descriptors in domain.upcalls:
+                try:
+                    await backend.take(message, descriptors)
+                finally:
+                    close_all(descriptors)
+                if isinstance(message, ShutdownRequested):
+                    break
+        nursery.cancel_scope.cancel()
+
+
+class Blkback:
+    """What the hypervisor says, handed to the loop; what the loop finds, told to the hypervisor."""
+
+    def __init__(self, domain: Domain, nursery: trio.Nursery, *, faults_allowed: bool) -> None:
+        self._domain = domain
+        self._nursery = nursery
+        self._faults_allowed = faults_allowed
+        self._points = FaultPoints()
+        self._attached: dict[VbdHandle, VbdAttached] = {}
+        self._frontends: dict[VbdHandle, Peer] = {}
+        self._ports: dict[VbdHandle, Port] = {}
+        self._free_port = itertools.count(1)
+        self._token = trio.lowlevel.current_trio_token()
+        self.loop = ServeLoop(on_fault=self._loop_found_fault, faults=self._points)
+
+    async def beat(self) -> None:
+        """Return once the loop has turned."""
+        before = self.loop.beat()
+        while self.loop.turns == before:
+            await trio.sleep(BEAT_POLL_S)
+
+    async def take(self, message: object, descriptors: list[int]) -> None:
+        """Act on one upcall. Descriptors that it keeps are taken out of the list."""
+        match message:
+            case VbdAttached(handle=handle):
+                self._attached[handle] = message
+            case VbdRing():
+                await self._connect(message)
+            case VbdImage(handle=handle):
+                self.loop.activate(handle, descriptors.pop(0))
+            case VbdDetached(handle=handle):
+                await self._detach(handle)
+            case Misbehave(what=what, count=count) if self._faults_allowed:
+                self._misbehave(what, count)
+
+    async def _connect(self, ring: VbdRing) -> None:
+        """Map a frontend's ring, bind its doorbell, and say so."""
+        vbd = self._attached.get(ring.handle)
+        if vbd is None:
+            return
+        self._points.hit("connect")
+        port = Port(next(self._free_port) & 0xFFFF)
+        calls = [
+            Call(GnttabMap, {"owner": ring.frontend, "ref": ring.out_ref, "access": Access.READ}),
+            Call(GnttabMap, {"owner": ring.frontend, "ref": ring.in_ref, "access": Access.READ_WRITE}),
+            Call(EvtchnBindInterdomain, {"port": port, "remote": ring.frontend, "remote_port": ring.port}),
+        ]
+        try:
+            out, into, doorbell = await self._domain.call_all(calls)
+        except Refused as refusal:
+            self._domain.log.warning("ring.refused", handle=ring.handle, frontend=str(ring.frontend), why=refusal.why)
+            return
+        assert out.descriptor is not None and into.descriptor is not None and doorbell.descriptor is not None
+        self._frontends[ring.handle], self._ports[ring.handle] = ring.frontend, port
+        bell = socket.socket(fileno=doorbell.descriptor)
+        self.loop.connect(ring.handle, vbd.sectors, vbd.read_only, out.descriptor, into.descriptor, bell)
+        self._nursery.start_soon(self._say_connected, ring)
+
+    async def _say_connected(self, ring: VbdRing) -> None:
+        try:
+            await self._domain.call(XenbusConnected, handle=ring.handle, frontend=ring.frontend)
+        except Refused as refusal:
+            self._domain.log.warning("ring.refused", handle=ring.handle, frontend=str(ring.frontend), why=refusal.why)
+
+    async def _detach(self, handle: VbdHandle) -> None:
+        self.loop.disconnect(handle)
+        self._attached.pop(handle, None)
+        self._frontends.pop(handle, None)
+        port = self._ports.pop(handle, None)
+        if port is not None:
+            await self._domain.call(EvtchnClose, port=port)
+
+    def _misbehave(self, what: str, count: int) -> None:
+        self._domain.log.warning("fault.armed", what=what, count=count)
+        act, _, point = what.partition("@")
+        if act == "crash" and point:
+            self._points.arm(point, count)
+        else:
+            self.loop.misbehave(what)
+
+    def _loop_found_fault(self, handle: VbdHandle, what: str, evidence: str) -> None:
+        """Called on the loop's thread: hand it over to Trio's."""
+        self._token.run_sync_soon(self._nursery.start_soon, self._report, handle, what, evidence)
+
+    async def _report(self, handle: VbdHandle, what: str, evidence: str) -> None:
+        frontend = self._frontends.get(handle)
+        self._domain.log.error("ring.faulted", handle=handle, frontend=str(frontend), what=what, evidence=evidence)
+        if frontend is None:
+            return
+        try:
+            await self._domain.call(XenbusFault, handle=handle, peer=frontend, what=what[:512], evidence=evidence[:512])
+        except Refused as refusal:
+            self._domain.log.warning("fault.refused", handle=handle, why=refusal.why)

@@ -1,0 +1,79 @@
+"""A driver over its incarnations: whatever dies in whatever order, at most one serves, and never beside a predecessor."""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kernel.abi.guest_config import DomainState
+from kernel.abi.ids import DomId, Generation, Peer
+from kernel.core.drivers import Abandon, Activate, Driver, Spawn, Withdraw
+from kernel.core.restart import RestartPolicy
+
+POLICY = RestartPolicy(free_deaths=2, backoff_s=0.1, max_deaths=6, window_s=10.0)
+
+
+class DriverMachine(RuleBasedStateMachine):
+    """The model: which incarnations live, which of them hold images, how many clones are ordered."""
+
+    @initialize(standby=st.booleans())
+    def boot(self, standby):
+        self.driver = Driver(POLICY, standby)
+        self.standby = standby
+        self.generation = 0
+        self.living: list[Peer] = []
+        self.served: list[Peer] = []
+        self.accused: set[Peer] = set()
+        self.ordered = 0
+        self.now_s = 0.0
+        self.abandoned = False
+        self.obey(self.driver.boot())
+
+    def obey(self, orders):
+        for order in orders:
+            match order:
+                case Spawn():
+                    self.ordered += 1
+                case Activate(peer=peer, take_published=take_published):
+                    assert peer in self.living
+                    assert not [old for old in self.served if old in self.living], "two hold an image"
+                    assert take_published == (bool(self.served) and self.served[-1] not in self.accused)
+                    self.served.append(peer)
+                case Withdraw(peer=peer):
+                    assert peer not in self.living
+                case Abandon():
+                    assert not self.living or self.driver.active is None
+                    self.abandoned = True
+
+    @precondition(lambda self: self.ordered)
+    @rule()
+    def a_clone_is_there(self):
+        self.ordered -= 1
+        self.generation += 1
+        peer = Peer(DomId(1), Generation(self.generation))
+        self.living.append(peer)
+        self.obey(self.driver.cloned(peer))
+
+    @precondition(lambda self: self.living)
+    @rule(data=st.data(), after_s=st.sampled_from([0.01, 1.0, 20.0]), accused=st.booleans())
+    def one_dies(self, data, after_s, accused):
+        peer = data.draw(st.sampled_from(self.living))
+        self.now_s += after_s
+        if accused:
+            self.driver.accused(peer)
+            if peer == self.driver.active:
+                self.accused.add(peer)
+        self.living.remove(peer)
+        self.obey(self.driver.died(peer, self.now_s))
+
+    @invariant()
+    def somebody_serves_or_is_to_come_or_all_is_given_up(self):
+        if self.abandoned:
+            assert self.driver.state is DomainState.GIVEN_UP
+        else:
+            assert self.driver.active in self.living or self.ordered == 1
+
+    @invariant()
+    def there_are_never_more_than_asked_for(self):
+        assert len(self.living) + self.ordered <= (2 if self.standby else 1)
+
+
+TestDriver = DriverMachine.TestCase

@@ -1,0 +1,86 @@
+"""Grants, against a model: memory goes to whom it was granted, once, with no more access, and no token is lost."""
+
+import itertools
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kernel.abi.hypercalls import Access
+from kernel.abi.ids import DomId, Generation, GrantRef, Peer
+from kernel.abi.status import Refused, Status
+from kernel.core.grants import GrantTable
+
+PEERS = [Peer(DomId(domid), Generation(generation)) for domid in (1, 2) for generation in (1, 2)]
+peers = st.sampled_from(PEERS)
+refs = st.integers(1, 3).map(GrantRef)
+accesses = st.sampled_from(list(Access))
+
+
+class GrantMachine(RuleBasedStateMachine):
+    """The model: for each (owner, ref) whom it is for, how much, and the token while nobody has mapped it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = GrantTable()
+        self.tokens = itertools.count()
+        self.held: set[int] = set()
+        self.grants: dict[tuple[Peer, GrantRef], tuple[Peer, Access, int | None]] = {}
+
+    @rule(owner=peers, ref=refs, to=peers, access=accesses)
+    def grant(self, owner, ref, to, access):
+        token = next(self.tokens)
+        try:
+            self.table.grant(owner, ref, to, access, token)
+        except Refused as refusal:
+            assert refusal.status is Status.EEXIST
+            assert (owner, ref) in self.grants
+        else:
+            assert (owner, ref) not in self.grants
+            self.grants[owner, ref] = (to, access, token)
+            self.held.add(token)
+
+    @rule(caller=peers, owner=peers, ref=refs, access=accesses)
+    def map_it(self, caller, owner, ref, access):
+        known = self.grants.get((owner, ref))
+        try:
+            token = self.table.map(caller, owner, ref, access)
+        except Refused as refusal:
+            if known is None:
+                assert refusal.status is Status.ENOENT
+            else:
+                assert refusal.status is Status.EPERM
+                assert known[0] != caller or access > known[1] or known[2] is None
+        else:
+            assert known == (caller, known[1], token)
+            assert access <= known[1]
+            self.grants[owner, ref] = (caller, known[1], None)
+            self.held.remove(token)
+
+    @rule(owner=peers, ref=refs)
+    def end_it(self, owner, ref):
+        known = self.grants.pop((owner, ref), None)
+        try:
+            token = self.table.end(owner, ref)
+        except Refused as refusal:
+            assert refusal.status is Status.ENOENT
+            assert known is None
+        else:
+            assert token == known[2]
+            self.held.discard(token)
+
+    @rule(peer=peers)
+    def die(self, peer):
+        returned = self.table.died(peer)
+        gone = [key for key, (to, _, _) in self.grants.items() if peer in (key[0], to)]
+        assert sorted(returned) == sorted(self.grants[key][2] for key in gone if self.grants[key][2] is not None)
+        for key in gone:
+            del self.grants[key]
+        self.held -= set(returned)
+
+    @invariant()
+    def no_token_is_lost(self):
+        real = {g.token for grants in self.table._grants.values() for g in grants.values() if g.token is not None}
+        assert real == self.held
+
+
+TestGrants = GrantMachine.TestCase
