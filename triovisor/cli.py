@@ -90,7 +90,10 @@ def info(ctx: typer.Context, name: OptionalName = None, json: Json = False) -> N
     if name is None:
         _print(ctx.obj.host(), render.pairs, json)
     else:
-        _print(ctx.obj.info(name), render.domain_details, json)
+        domain = ctx.obj.info(name)
+        _print(domain, render.domain_pairs, json)
+        if domain.vbds and not json:
+            _print_table(render.vbd_table(domain.vbds))
 
 
 @app.command()
@@ -115,7 +118,7 @@ def destroy(ctx: typer.Context, name: Name) -> None:
 def execute(
     ctx: typer.Context,
     name: Name,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="The command and its arguments.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="The command and its arguments.")],
     no_stdin: Annotated[bool, typer.Option("-n", "--no-stdin", help="Give the command no input.")] = False,
 ) -> None:
     """Run a command in a guest, with this one's streams. Exit status: the command's, 128 + its signal, or 125."""
@@ -138,7 +141,11 @@ def dmesg(ctx: typer.Context, name: OptionalName = None) -> None:
 @driver_app.command("list")
 def list_drivers(ctx: typer.Context, json: Json = False) -> None:
     """List all driver domains."""
-    _print(ctx.obj.drivers(), render.driver_list, json)
+    drivers = ctx.obj.drivers()
+    if json:
+        _print(drivers, str, json)
+    else:
+        _print_table(render.driver_table(drivers))
 
 
 @driver_app.command()
@@ -154,6 +161,21 @@ def fault(
 
 def _print(value: Any, text: Callable[[Any], str], json: bool) -> None:
     print(msgspec.json.encode(value).decode() if json else text(value))
+
+
+def _print_table(table: render.Table) -> None:
+    """For a person, fitted to the terminal; elsewhere whole lines."""
+    if not sys.stdout.isatty():
+        print(render.columns(table))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*table.head, box=None, pad_edge=False)
+    for row in table.rows:
+        shown.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(shown)
 
 
 def _write(stream: Stream, data: bytes) -> None:

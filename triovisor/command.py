@@ -16,7 +16,7 @@ from triovisor.connection import Connection, TvError
 __all__ = ["EXIT_UNKNOWN", "BytesSource", "Command", "DescriptorSource", "ExecResult", "Source", "exit_code", "pump"]
 
 EXIT_UNKNOWN = 125
-"""Exit status of `tv exec` where the command's own is not known. docker and chroot(1) likewise use 125 for themselves."""
+"""Exit status of `tv exec` where the command's own is not known; docker and chroot(1) use 125 likewise."""
 
 MAX_ARGUMENTS = 256
 MAX_ARGUMENT_BYTES = 32768

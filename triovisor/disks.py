@@ -1,4 +1,4 @@
-"""A guest's disks, as its TOML gives them: `[[disk]]` tables, or strings in `xl`'s manner (xl-disk-configuration(5))."""
+"""A guest's disks as its TOML gives them: `[[disk]]` tables, or strings as in xl-disk-configuration(5)."""
 
 import difflib
 import json
@@ -96,7 +96,7 @@ def _keyed(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _words(text: str) -> Iterable[tuple[str, str]]:
-    """The pairs of an `xl` string; what a word without `key=` means is known by its place. An empty one says nothing."""
+    """The pairs of an `xl` string. The place of a word without `key=` says what it means; an empty one says nothing."""
     positions = iter(_POSITIONS)
     for word in (word.strip() for word in text.split(",")):
         key, equals, value = word.partition("=")

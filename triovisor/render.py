@@ -1,11 +1,18 @@
 """What `tv` prints, as text. Pure: values in, lines out."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
 
-__all__ = ["domain_details", "domain_list", "driver_list", "pairs", "state_slots"]
+__all__ = ["Table", "columns", "domain_list", "domain_pairs", "driver_table", "pairs", "state_slots", "vbd_table"]
+
+class Table(NamedTuple):
+    """Rows under a head."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
 
 _LIST_HEAD = "Name                                        ID   Mem VCPUs\tState\tTime(s)"
 """Line for line what `xl list` prints (tools/xl/xl_list.c), so that what reads the one can read the other."""
@@ -38,25 +45,24 @@ def domain_list(domains: Iterable[DomainInfo]) -> str:
     return "\n".join(lines)
 
 
-def domain_details(domain: DomainInfo) -> str:
-    """One domain, a line for each thing known, and its vbds."""
-    known = {
+def domain_pairs(domain: DomainInfo) -> str:
+    """One domain, a line for each thing known but its vbds."""
+    return pairs({
         "name": domain.name, "domid": domain.domid, "kind": domain.kind, "state": domain.state.value,
         "generation": domain.generation, "pid": _or_dash(domain.pid), "memory_mib": domain.memory,
         "vcpus": domain.vcpus, "cpus": ",".join(map(str, domain.cpus)) or "-", "cpu_time_s": f"{domain.cpu_time_s:.2f}",
         "uptime_s": f"{domain.uptime_s:.1f}", "jail": domain.jail, "restarts": domain.restarts,
-    }
-    return "\n\n".join([pairs(known), _vbd_list(domain.vbds)]) if domain.vbds else pairs(known)
+    })
 
 
-def driver_list(drivers: Iterable[DriverInfo]) -> str:
+def driver_table(drivers: Iterable[DriverInfo]) -> Table:
     head = ("Name", "ID", "State", "Gen", "PID", "Standby", "Restarts", "Vbds", "Last death")
     rows = [
         (driver.name, driver.domid, driver.state.value, driver.generation, _or_dash(driver.pid),
          _or_dash(driver.standby_pid), driver.restarts, len(driver.vbds), driver.last_death or "-")
         for driver in drivers
     ]
-    return _table([head, *rows])
+    return Table(head, rows)
 
 
 def pairs(values: dict[str, Any]) -> str:
@@ -64,14 +70,16 @@ def pairs(values: dict[str, Any]) -> str:
     return "\n".join(f"{key:<22} : {_text(value)}" for key, value in values.items())
 
 
-def _vbd_list(vbds: Iterable[VbdInfo]) -> str:
+def vbd_table(vbds: Iterable[VbdInfo]) -> Table:
+    """With the columns of `xl block-list` that mean something here."""
     head = ("Vdev", "BE", "handle", "state", "access", "sectors", "target")
     rows = [(vbd.vdev, vbd.backend, vbd.handle, vbd.state, vbd.access, vbd.sectors, vbd.target) for vbd in vbds]
-    return _table([head, *rows])
+    return Table(head, rows)
 
 
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    """Columns as wide as their widest cell; a number stands to the right."""
+def columns(table: Table) -> str:
+    """A table as text, each column as wide as its widest cell; a number stands to the right."""
+    rows = [table.head, *table.rows]
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(_cell, row, widths)).rstrip() for row in rows)
 

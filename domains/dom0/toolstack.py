@@ -101,15 +101,22 @@ class Toolstack:
         if not request.wait_s:
             return
         with trio.move_on_after(request.wait_s):
-            while True:
-                if await self._has_ended(guest, request.reason):
-                    return
-                await trio.sleep(SHUTDOWN_LOOK_S)
+            await self._end_of(guest, request.reason)
+            return
         raise Refused(
             Status.ETIMEDOUT,
             f"guest {guest.name} has not {_ASKED_TO[request.reason]} within {request.wait_s:g} s: "
             f"tv dmesg {guest.name} shows what it does, tv destroy {guest.name} ends it",
         )
+
+    async def _end_of(self, guest: DomainInfo, reason: ShutdownReason) -> None:
+        looks = 0
+        while True:
+            looks = looks + 1 if await self._has_ended(guest, reason) else 0
+            # A guest that is to be restarted is seen as shut down for a moment.
+            if looks > (reason is ShutdownReason.REBOOT):
+                return
+            await trio.sleep(SHUTDOWN_LOOK_S)
 
     async def _has_ended(self, guest: DomainInfo, reason: ShutdownReason) -> bool:
         """That incarnation has ended; after a reboot also that its successor runs, where it has one."""

@@ -85,7 +85,7 @@ class AdminInject(Struct, tag=0x09, array_like=True, frozen=True, forbid_unknown
 
     driver: Name
     what: Annotated[str, Meta(max_length=64)]
-    count: Annotated[int, Meta(ge=1)] = 1
+    count: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 1
 
 
 class Part(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
