@@ -4,7 +4,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
@@ -29,6 +29,10 @@ MAX_WAITING = 64
 """Calls of one domain that wait for something. Dom0 has one for each administrator that creates or destroys a guest."""
 
 REQUIRED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+MAX_REQUEST = 0xFFFF_FFFF
+
+_OPERATIONS = {operation.__struct_config__.tag for operation in get_args(h.Hypercall)}
 
 _codec = Codec(h.Hypercall)
 
@@ -56,7 +60,8 @@ def dispatch(machine: Machine, caller: Incarnation, received: Packet) -> None:
     descriptors: list[int] = []
     for message in _codec.decode(received.data):
         if isinstance(message, Undecodable):
-            raise DomainFault(caller.peer, "an unreadable message", op=message.op, why=message.why)
+            replies.append(_unknown(caller, message))
+            continue
         riding = take(received.descriptors, h.DESCRIPTORS.get(type(message), 0))
         try:
             reply = _perform(machine, caller, message, riding, descriptors)
@@ -68,6 +73,15 @@ def dispatch(machine: Machine, caller: Incarnation, received: Packet) -> None:
         post(machine, caller, *replies, descriptors=tuple(descriptors))
     if received.descriptors:
         raise DomainFault(caller.peer, "more descriptors than its messages carry", surplus=len(received.descriptors))
+
+
+def _unknown(caller: Incarnation, message: Undecodable) -> Reply:
+    """A call that this hypervisor does not have is refused, since an older one must not end newer domains. Raises
+    DomainFault for a call that it has, in a form that it has not."""
+    known = message.op is None or message.op in _OPERATIONS
+    if known or message.request is None or not 0 <= message.request <= MAX_REQUEST:
+        raise DomainFault(caller.peer, "an unreadable message", op=message.op, why=message.why)
+    return Reply(RequestId(message.request), Status.ENOSYS, why=f"there is no hypercall {message.op:#x}")
 
 
 def _perform(

@@ -23,9 +23,10 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Undecodable(Struct, frozen=True):
-    """An item of a batch that is no message of this channel. `op` is its number where it had one."""
+    """An item of a batch that is no message of this channel: its number and the one after it, where it had them."""
 
     op: int | None
+    request: int | None
     why: str
 
 
@@ -77,15 +78,14 @@ class Codec:
         try:
             return self._one.decode(item)
         except msgspec.ValidationError as error:
-            return Undecodable(_op_of(item), str(error))
+            return Undecodable(*_numbers_of(item), str(error))
 
 
-def _op_of(item: msgspec.Raw) -> int | None:
-    """Operation number of a message we cannot read, for the ENOSYS that answers it."""
+def _numbers_of(item: msgspec.Raw) -> tuple[int | None, int | None]:
+    """Operation and request number of a message we cannot read, for the ENOSYS that answers it."""
     try:
-        head = msgspec.msgpack.decode(item)
+        fields = msgspec.msgpack.decode(item)
     except msgspec.DecodeError:
-        return None
-    if isinstance(head, list) and head and isinstance(head[0], int):
-        return head[0]
-    return None
+        fields = None
+    op, request = [*fields, None, None][:2] if isinstance(fields, list) else (None, None)
+    return op if type(op) is int else None, request if type(request) is int else None

@@ -64,6 +64,11 @@ class DriverMachine(RuleBasedStateMachine):
         self.living.remove(peer)
         self.obey(self.driver.died(peer, self.now_s))
 
+    @precondition(lambda self: self.abandoned)
+    @rule()
+    def nothing_more_happens(self):
+        assert not self.ordered
+
     @invariant()
     def somebody_serves_or_is_to_come_or_all_is_given_up(self):
         if self.abandoned:
