@@ -70,8 +70,8 @@ PARTS: tuple[Part, ...] = (
          "sudo mount -o remount,size=1g /dev/shm"),
     Part("guest-kernel", programs.guest_kernel, "no Linux guest", _package("user-mode-linux")),
     Part("guest-modules", programs.guest_modules, "guests have no disks", _package("user-mode-linux")),
-    Part("initramfs", programs.built("initramfs.cpio"), "no Linux guest", PROVISION),
-    Part("lpj", programs.built("lpj"), "each guest boots 0.1 s slower", PROVISION, optional=True),
+    Part("initramfs", programs.initramfs, "no Linux guest", PROVISION),
+    Part("lpj", programs.lpj, "each guest boots 0.1 s slower", PROVISION, optional=True),
     Part("busybox", programs.program("busybox"), "the initramfs cannot be built anew",
          _package("busybox-static"), optional=True),
     Part("gcc", programs.program("gcc"), "guest programs cannot be built anew",
@@ -81,5 +81,6 @@ PARTS: tuple[Part, ...] = (
          _package("qemu-utils"), optional=True),
     Part("qemu-storage-daemon", programs.program("qemu-storage-daemon"), "make bench has no peer to compare with",
          f"{PROVISION} --bench", optional=True),
-    Part("py-spy", programs.py_spy, "a hung driver is ended without a sample of where it hung", "pip install py-spy"),
+    Part("py-spy", programs.py_spy, "a hung driver is ended without a sample of where it hung",
+         "python -m pip install py-spy"),
 )

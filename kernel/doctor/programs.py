@@ -3,13 +3,15 @@
 import os
 import shutil
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+from kernel.boot_files import cache_path, read_lpj
 from kernel.doctor.finding import Answer, State
+from kernel.manifest import GuestManifest
 
-__all__ = ["built", "guest_kernel", "guest_modules", "program", "py_spy"]
+__all__ = ["guest_kernel", "guest_modules", "initramfs", "lpj", "program", "py_spy"]
 
 ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 """Where mke2fs is, and where an ordinary user's PATH does not look."""
@@ -19,25 +21,19 @@ BLOCK_MODULE = "kernel/drivers/block/virtio_blk.ko"
 ANSWER_DEADLINE_S = 5.0
 
 
-def find_program(name: str) -> str | None:
-    """Where a program is: beside this interpreter, in PATH, in the administrator's folders."""
-    beside = os.path.dirname(sys.executable)
-    return shutil.which(name, path=os.pathsep.join((beside, os.environ.get("PATH", os.defpath), ADMIN_FOLDERS)))
-
-
 def program(name: str) -> Callable[[], Answer]:
-    """A look for one program."""
+    """A look for one program: in PATH, then in the administrator's folders."""
 
     def look() -> Answer:
-        path = find_program(name)
+        path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), ADMIN_FOLDERS)))
         return Answer(State.OK, path) if path else Answer(State.MISSING, "not found")
 
     return look
 
 
 def py_spy() -> Answer:
-    """py-spy, and whether Yama lets it look at a domain."""
-    path = find_program("py-spy")
+    """py-spy beside this interpreter, where the hypervisor runs it, and whether Yama lets it look at a domain."""
+    path = shutil.which("py-spy", path=sysconfig.get_path("scripts"))
     if path is None:
         return Answer(State.MISSING, "not found")
     try:
@@ -52,9 +48,8 @@ def py_spy() -> Answer:
 
 
 def guest_kernel() -> Answer:
-    path = find_program("linux.uml")
-    if path is None:
-        return Answer(State.MISSING, "linux.uml not found")
+    """The guest kernel that the default manifest names, asked for its version."""
+    path = cache_path(GuestManifest().kernel)
     told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=ANSWER_DEADLINE_S, check=False)
     if told.returncode != 0:
         return Answer(State.MISSING, f"{path} does not run: exit status {told.returncode}")
@@ -68,14 +63,13 @@ def guest_modules() -> Answer:
     return Answer(State.OK, ", ".join(map(str, trees)))
 
 
-def built(name: str) -> Callable[[], Answer]:
-    """A look for one thing that set-up makes for guests, in `$TRIOVISOR_CACHE` or ~/.cache/triovisor."""
+def initramfs() -> Answer:
+    """The initramfs that the default manifest names; set-up builds it."""
+    path = cache_path(GuestManifest().ramdisk)
+    return Answer(State.OK, f"{path}, {path.stat().st_size >> 10} KiB")
 
-    def look() -> Answer:
-        cache = Path(os.environ.get("TRIOVISOR_CACHE") or Path.home() / ".cache" / "triovisor")
-        path = cache / "guest" / name
-        if not path.is_file():
-            return Answer(State.MISSING, f"{path} is not there")
-        return Answer(State.OK, f"{path}, {path.stat().st_size} bytes")
 
-    return look
+def lpj() -> Answer:
+    """This host's loops per jiffy; set-up measures them."""
+    value = read_lpj(GuestManifest())
+    return Answer(State.OK, str(value)) if value else Answer(State.MISSING, "not measured")
