@@ -7,10 +7,11 @@ import struct
 import trio
 
 from kernel.abi.ids import DOM0
+from kernel.abi.run import ADMIN_SOCKET
 from kernel.abi.upcalls import AdminConnection
 from kernel.incarnation import post
 from kernel.machine import Incarnation, Machine
-from kernel.run_folder import ADMIN_SOCKET, RunFolder
+from kernel.run_folder import RunFolder
 
 __all__ = ["listen", "pass_connections_on"]
 

@@ -196,9 +196,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     reason = ShutdownReason.CRASH if incarnation.shutdown is None or incarnation.ended_for else incarnation.shutdown
     guest.incarnation = None
     frontend_went(machine, guest.record.domid)
-    machine.log.warning(
-        "guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how
-    )
+    machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
     action = {
         ShutdownReason.POWEROFF: guest.config.on_poweroff,
@@ -219,9 +217,7 @@ def _restart(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
         decision = decide(machine.manifest.guests.restart, guest.deaths_s)
         if not isinstance(decision, RestartAfter):
             guest.record.state = DomainState.GIVEN_UP
-            machine.log.critical(
-                "guest.given_up", name=guest.config.name, deaths=decision.deaths
-            )
+            machine.log.critical("guest.given_up", name=guest.config.name, deaths=decision.deaths)
             return
         delay_s = decision.delay_s
     machine.nursery.start_soon(_start_later, machine, guest, delay_s)

@@ -2,15 +2,13 @@
 
 import fcntl
 import os
-import secrets
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ADMIN_SOCKET", "RunFolder", "RunFolderError", "open_run_folder", "runs_root"]
+from kernel.abi.run import ADMIN_SOCKET, LATEST, new_run
 
-ADMIN_SOCKET = "admin.sock"
+__all__ = ["RunFolder", "RunFolderError", "open_run_folder"]
 
 
 class RunFolderError(Exception):
@@ -44,14 +42,9 @@ class RunFolder:
         os.close(self.lock)
 
 
-def runs_root() -> Path:
-    """Where runs are kept: `$TRIOVISOR_RUNS`, or `runs` in the working folder."""
-    return Path(os.environ.get("TRIOVISOR_RUNS") or "runs").absolute()
-
-
 def open_run_folder(path: Path | None) -> RunFolder:
     """Make (or take up) a run folder and lock it. Raises RunFolderError, naming the pid that holds it."""
-    folder = path.absolute() if path else runs_root() / _new_name()
+    folder = path.absolute() if path else new_run()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -72,13 +65,9 @@ def open_run_folder(path: Path | None) -> RunFolder:
     return RunFolder(folder, descriptor, lock)
 
 
-def _new_name() -> str:
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-
-
 def _point_latest_at(folder: Path) -> None:
     """Let `latest` beside the run point to it, atomically, so that two hypervisors may start at once."""
     temporary = folder.parent / f".latest.{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(folder.name)
-    temporary.replace(folder.parent / "latest")
+    temporary.replace(folder.parent / LATEST)

@@ -1,6 +1,7 @@
 """Zygotes: warm interpreters that clone jailed children for the hypervisor.
 
-One base zygote is executed, and one for each role is forked from it. Any of them may die: the next order starts it anew.
+One base zygote is executed, and one for each role is forked from it. Any of them may die: the next order starts it
+anew.
 """
 
 import os

@@ -15,11 +15,10 @@ from msgspec import Struct
 
 from kernel.abi import packet
 from kernel.abi.codec import MAX_PACKET, Codec, encode
+from kernel.abi.run import ADMIN_SOCKET, LATEST, runs_root
 from kernel.abi.status import DomainFault, Status
 
-__all__ = ["ADMIN_SOCKET", "Connection", "TvError", "connect", "find_socket"]
-
-ADMIN_SOCKET = "admin.sock"
+__all__ = ["Connection", "TvError", "connect", "find_socket"]
 
 MAX_SOCKET_PATH = 107
 """Bytes in `sun_path` before its closing NUL (unix(7))."""
@@ -43,7 +42,7 @@ def find_socket(run: str | os.PathLike[str] | None = None) -> Path:
     Without either, of the latest run in `$TRIOVISOR_RUNS` or `./runs`.
     """
     chosen = run or os.environ.get("TRIOVISOR_RUN")
-    path = Path(chosen) if chosen else Path(os.environ.get("TRIOVISOR_RUNS") or "runs") / "latest"
+    path = Path(chosen) if chosen else runs_root() / LATEST
     path = path.absolute()
     return path if path.name == ADMIN_SOCKET or path.is_socket() else path / ADMIN_SOCKET
 

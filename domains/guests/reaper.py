@@ -1,4 +1,5 @@
-"""PID 1 of a guest's jail: parent of the guest's actor and of its operating system, so that each can end without the other.
+"""PID 1 of a guest's jail: parent of the guest's actor and of its operating system, so that each can end without the
+other.
 
 The actor speaks to it over a SEQPACKET pair, msgpack both ways. Both are of one trust domain.
 """
@@ -22,7 +23,8 @@ SIGNAL_BASE = 128
 
 
 class OsStart(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Actor → reaper: start the operating system. Rides: the kernel's descriptor, then those that it keeps, whose numbers
+    """Actor → reaper: start the operating system. Rides: the kernel's descriptor, then those that it keeps, whose
+    numbers
     in the new process are `keep`; 0, 1 and 2 are `/dev/null` where they are not among them."""
 
     argv: list[str]
@@ -31,7 +33,8 @@ class OsStart(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
 
 
 class OsEnded(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Reaper → actor: the operating system's first process has ended; `status` as `os.waitstatus_to_exitcode` gives it."""
+    """Reaper → actor: the operating system's first process has ended; `status` as `os.waitstatus_to_exitcode`
+    gives it."""
 
     status: int
 
