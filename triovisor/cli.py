@@ -45,7 +45,11 @@ class _Tv(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Tv, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    cls=_Tv,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Administer a Triovisor hypervisor: its guests, its drivers, its logs.",
 )
 driver_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Driver domains.")
@@ -74,8 +78,11 @@ def list_domains(ctx: typer.Context, json: Json = False) -> None:
 
 
 @app.command()
-def create(ctx: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE", help="The guest's TOML.")],
-           json: Json = False) -> None:
+def create(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The guest's TOML.")],
+    json: Json = False,
+) -> None:
     """Create a guest from its TOML file, and start it."""
     from triovisor.config import load
 

@@ -45,7 +45,7 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{error}: this is not TOML, as name = \"web\" is") from error
+        raise ConfigError(f'{error}: this is not TOML, as name = "web" is') from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8: TOML is a text file in UTF-8") from error
     except OSError as error:

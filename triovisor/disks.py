@@ -68,7 +68,7 @@ def _disk(entry: Any, folder: Path) -> DiskConfig:
         case str():
             table = _keyed(_words(entry))
         case _:
-            raise ConfigError(f"{shown(entry)}: give a table or a string such as \"target=a.img,vdev=vda,access=rw\"")
+            raise ConfigError(f'{shown(entry)}: give a table or a string such as "target=a.img,vdev=vda,access=rw"')
     for key in ("target", "vdev"):
         if key not in table:
             raise ConfigError(f"{key} is missing: add {key}, {_RIGHT[key]}")

@@ -7,6 +7,7 @@ from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
 
 __all__ = ["Table", "columns", "domain_list", "domain_pairs", "driver_table", "pairs", "state_slots", "vbd_table"]
 
+
 class Table(NamedTuple):
     """Rows under a head."""
 
@@ -47,19 +48,39 @@ def domain_list(domains: Iterable[DomainInfo]) -> str:
 
 def domain_pairs(domain: DomainInfo) -> str:
     """One domain, a line for each thing known but its vbds."""
-    return pairs({
-        "name": domain.name, "domid": domain.domid, "kind": domain.kind, "state": domain.state.value,
-        "generation": domain.generation, "pid": _or_dash(domain.pid), "memory_mib": domain.memory,
-        "vcpus": domain.vcpus, "cpus": ",".join(map(str, domain.cpus)) or "-", "cpu_time_s": f"{domain.cpu_time_s:.2f}",
-        "uptime_s": f"{domain.uptime_s:.1f}", "jail": domain.jail, "restarts": domain.restarts,
-    })
+    return pairs(
+        {
+            "name": domain.name,
+            "domid": domain.domid,
+            "kind": domain.kind,
+            "state": domain.state.value,
+            "generation": domain.generation,
+            "pid": _or_dash(domain.pid),
+            "memory_mib": domain.memory,
+            "vcpus": domain.vcpus,
+            "cpus": ",".join(map(str, domain.cpus)) or "-",
+            "cpu_time_s": f"{domain.cpu_time_s:.2f}",
+            "uptime_s": f"{domain.uptime_s:.1f}",
+            "jail": domain.jail,
+            "restarts": domain.restarts,
+        }
+    )
 
 
 def driver_table(drivers: Iterable[DriverInfo]) -> Table:
     head = ("Name", "ID", "State", "Gen", "PID", "Standby", "Restarts", "Vbds", "Last death")
     rows = [
-        (driver.name, driver.domid, driver.state.value, driver.generation, _or_dash(driver.pid),
-         _or_dash(driver.standby_pid), driver.restarts, len(driver.vbds), driver.last_death or "-")
+        (
+            driver.name,
+            driver.domid,
+            driver.state.value,
+            driver.generation,
+            _or_dash(driver.pid),
+            _or_dash(driver.standby_pid),
+            driver.restarts,
+            len(driver.vbds),
+            driver.last_death or "-",
+        )
         for driver in drivers
     ]
     return Table(head, rows)

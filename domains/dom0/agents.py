@@ -9,6 +9,7 @@ import trio
 from domains.dom0.ports import Ports
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
+from kernel.abi import packet
 from kernel.abi.codec import encode
 from kernel.abi.guest_config import DomainInfo
 from kernel.abi.guest_io import AGENT_PORT, ExecOffer
@@ -142,17 +143,21 @@ class _Agent:
     async def watch(self) -> None:
         """Until the agent's channel ends: with the guest, or because it sent something on it, as it never may."""
         assert self._channel is not None
-        with self._life:
-            try:
+        try:
+            with self._life:
                 data, descriptors = await self._channel.receive()
+                packet.close_all(descriptors)
                 if data:
-                    self._domain.log.warning("agent.broke_abi", guest=self._name, peer=str(self.guest),
-                                             bytes=len(data), descriptors=len(descriptors))
-            except (OSError, DomainFault) as error:
-                self._domain.log.warning("agent.broke_abi", guest=self._name, peer=str(self.guest), error=repr(error))
-        self.end()
-        self._channel.close()
-        await self._ports.close(self._port)
+                    self._log_fault(f"{len(data)} bytes and {len(descriptors)} descriptors on its agent channel")
+        except (OSError, DomainFault) as error:
+            self._log_fault(repr(error))
+        finally:
+            self.end()
+            self._channel.close()
+            await self._ports.close(self._port)
+
+    def _log_fault(self, what: str) -> None:
+        self._domain.log.warning("agent.broke_abi", guest=self._name, peer=str(self.guest), what=what)
 
     def end(self) -> None:
         """Nothing comes from this agent any more."""

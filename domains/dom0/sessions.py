@@ -109,8 +109,9 @@ class Sessions:
                 if not await _send_all(connection, [Answer(Status.OK)]):
                     return
                 ended = await relay(connection, command)
-                self._log.info("command.ended", guest=name, left=ended is None,
-                               **(msgspec.structs.asdict(ended) if ended else {}))
+                self._log.info(
+                    "command.ended", guest=name, left=ended is None, **(msgspec.structs.asdict(ended) if ended else {})
+                )
         finally:
             self._commands_free.release()
 

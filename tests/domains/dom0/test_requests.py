@@ -1,0 +1,145 @@
+"""Each request of an administrator, through the real client, socket and service."""
+
+import socket
+
+import pytest
+import trio
+
+from kernel.abi import hypercalls as h
+from kernel.abi.guest_config import DomainState, GuestConfig
+from kernel.abi.status import Refused, Status
+from tests.domains.dom0.asking import ask, refused
+from tests.domains.dom0.fake_hypervisor import domain_info
+
+
+async def test_list_gives_every_domain(hypervisor, client):
+    hypervisor.add_guest()
+    assert await ask(client.list) == list(hypervisor.domains.values())
+
+
+async def test_info_finds_a_domain_by_its_name(hypervisor, client):
+    guest = hypervisor.add_guest()
+    assert await ask(client.info, "web") == guest.info
+
+
+async def test_info_without_a_name_tells_of_the_host(hypervisor, client):
+    assert await ask(client.host) == {"host": "test", "nr_cpus": 2}
+
+
+async def test_an_unknown_name_is_refused_with_the_nearest(hypervisor, client):
+    hypervisor.add_guest("web1")
+    error = await refused(client.info, "web")
+    assert error.status is Status.ENOENT
+    assert "'web1'" in error.why
+
+
+async def test_a_name_that_cannot_be_is_refused_before_it_is_sent(hypervisor, client):
+    assert (await refused(client.info, "-x")).status is Status.EINVAL
+    assert not any(isinstance(call, h.DomctlGetInfo) for call in hypervisor.calls)
+
+
+async def test_create_hands_the_configuration_on_and_gives_the_domid(hypervisor, client):
+    config = GuestConfig(name="db", memory=96, extra="quiet")
+    assert await ask(client.create, config) == 2
+    assert next(call.config for call in hypervisor.calls if isinstance(call, h.DomctlCreate)) == config
+
+
+async def test_a_refusal_of_the_hypervisor_reaches_the_administrator_as_it_is(hypervisor, client):
+    hypervisor.refusals[h.DomctlCreate] = Refused(Status.EBUSY, "/x.img: another writes it: give the guest its own")
+    error = await refused(client.create, GuestConfig(name="db"))
+    assert (error.status, error.why) == (Status.EBUSY, "/x.img: another writes it: give the guest its own")
+
+
+async def test_destroy_names_the_domain_by_its_number(hypervisor, client):
+    guest = hypervisor.add_guest()
+    await ask(client.destroy, "web")
+    assert hypervisor.calls[-1].domid == guest.info.domid
+    assert "web" not in hypervisor.domains
+
+
+async def test_shutdown_without_waiting_only_asks(hypervisor, client):
+    hypervisor.add_guest()
+    await ask(client.shutdown, "web", reboot=True)
+    assert hypervisor.calls[-1].reason is h.ShutdownReason.REBOOT
+
+
+async def test_shutdown_waits_until_the_guest_is_gone(hypervisor, client, nursery):
+    hypervisor.add_guest()
+    waiting = trio.Event()
+
+    async def wait():
+        await ask(client.shutdown, "web", wait_s=10)
+        waiting.set()
+
+    nursery.start_soon(wait)
+    await trio.sleep(0.2)
+    assert not waiting.is_set()
+    del hypervisor.domains["web"]
+    with trio.fail_after(5):
+        await waiting.wait()
+
+
+async def test_shutdown_says_so_when_the_guest_does_not_end_in_time(hypervisor, client):
+    hypervisor.add_guest()
+    error = await refused(client.shutdown, "web", wait_s=0.2)
+    assert error.status is Status.ETIMEDOUT
+    assert "tv destroy web" in error.why
+
+
+async def test_shutdown_says_so_when_the_guest_crashes_instead(hypervisor, client):
+    guest = hypervisor.add_guest()
+    hypervisor.domains["web"] = domain_info(guest.info.domid, "web", state=DomainState.CRASHED)
+    assert (await refused(client.shutdown, "web", wait_s=5)).status is Status.EHOSTDOWN
+
+
+async def test_a_reboot_is_waited_for_until_the_next_incarnation_runs(hypervisor, client, nursery):
+    guest = hypervisor.add_guest()
+    done = trio.Event()
+
+    async def wait():
+        await ask(client.shutdown, "web", reboot=True, wait_s=10)
+        done.set()
+
+    nursery.start_soon(wait)
+    await trio.sleep(0.1)
+    hypervisor.domains["web"] = domain_info(guest.info.domid, "web", generation=2, state=DomainState.STARTING)
+    await trio.sleep(0.2)
+    assert not done.is_set()
+    hypervisor.domains["web"] = domain_info(guest.info.domid, "web", generation=2)
+    with trio.fail_after(5):
+        await done.wait()
+
+
+@pytest.mark.parametrize("name", ["blkback", "dom0"])
+async def test_only_guests_can_be_shut_down(hypervisor, client, name):
+    assert (await refused(client.shutdown, name)).status is Status.EINVAL
+
+
+async def test_drivers_are_listed_and_made_to_fail(hypervisor, client):
+    (driver,) = await ask(client.drivers)
+    assert (driver.name, driver.standby_pid, driver.vbds[0].vdev) == ("blkback", 4002, "vda")
+    await ask(client.inject, "blkback", "kill@reply", 3)
+    call = hypervisor.calls[-1]
+    assert (call.driver, call.what, call.count) == ("blkback", "kill@reply", 3)
+
+
+async def test_a_count_that_no_hypercall_can_carry_is_refused_and_dom0_lives(hypervisor, client):
+    assert (await refused(client.inject, "blkback", "hang", 2**40)).status is Status.EINVAL
+    assert await ask(client.list)
+
+
+async def test_dmesg_gives_a_console_of_any_bytes_whole(hypervisor, client):
+    console = bytes(range(256)) * 1024
+    hypervisor.tails["web"] = console
+    hypervisor.tails[None] = b'{"event":"x"}\n'
+    assert await ask(client.dmesg, "web") == console
+    assert await ask(client.dmesg) == b'{"event":"x"}\n'
+
+
+async def test_dmesg_of_a_guest_that_never_was_is_refused(hypervisor, client):
+    assert (await refused(client.dmesg, "nobody")).status is Status.ENOENT
+
+
+async def test_dmesg_says_so_when_the_log_keeper_is_gone(hypervisor, client):
+    hypervisor.keeper.socket.shutdown(socket.SHUT_RDWR)
+    assert (await refused(client.dmesg, "web")).status is Status.EIO
