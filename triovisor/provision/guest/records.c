@@ -6,7 +6,8 @@
  *     Appends records of 4 KiB, each written and then fdatasync'ed before the next, until SIGTERM or SIGINT, or `count` or
  *     `seconds` are reached. Prints `acked SEQ` once in `every_ms` (50): all records up to SEQ are on the disk. Then, in
  *     one line of JSON: {"acknowledged": records of this run, "last": SEQ or -1, "io_errors": N, "median_ms", "p95_ms",
- *     "max_ms", "outages": [{"seq", "at_s", "ms"}, …]} where an outage is a record that took longer than `slow_ms` (20).
+ *     "max_ms", "outages": [{"seq", "at_s": since the start, "ms"}, …], "outages_not_listed": N}. An outage is a record
+ *     that took longer than `slow_ms` (20); the longest 256 are listed.
  *   records verify FILE acked=SEQ [run=N]
  *     Reads records 0 … SEQ past the page cache and prints {"verified", "lost", "corrupt", "first_bad": SEQ or -1}:
  *     lost: not there, or zeros; corrupt: something else is there.
@@ -40,11 +41,16 @@ struct options {
 	uint64_t run;
 };
 
+struct outage {
+	long long seq;
+	double at_s, ms;
+};
+
 struct tally {
 	long long acknowledged, last, io_errors, outages;
 	double started, max_ms;
 	uint32_t buckets[BUCKETS]; /* latencies, BUCKET_US each; the last holds all longer ones */
-	struct { long long seq; double at_s, ms; } outage[MAX_OUTAGES];
+	struct outage outage[MAX_OUTAGES];
 };
 
 static double now(void)
@@ -91,20 +97,35 @@ static void on_signal(int number)
 	stopped = true;
 }
 
+/* The longest MAX_OUTAGES are kept. */
+static void keep_outage(struct tally *tally, struct outage outage)
+{
+	struct outage *place = &tally->outage[tally->outages++];
+	if (tally->outages > MAX_OUTAGES) {
+		place = tally->outage;
+		for (struct outage *other = place; other < tally->outage + MAX_OUTAGES; other++)
+			if (other->ms < place->ms)
+				place = other;
+		if (place->ms >= outage.ms)
+			return;
+	}
+	*place = outage;
+}
+
+static int by_seq(const void *a, const void *b)
+{
+	long long first = ((const struct outage *)a)->seq, second = ((const struct outage *)b)->seq;
+	return (first > second) - (first < second);
+}
+
 static void count_latency(struct tally *tally, long long seq, double start, double ms, long long slow_ms)
 {
 	uint64_t bucket = ms * 1000 / BUCKET_US;
 	tally->buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
 	if (ms > tally->max_ms)
 		tally->max_ms = ms;
-	if (ms <= slow_ms)
-		return;
-	if (tally->outages < MAX_OUTAGES) {
-		tally->outage[tally->outages].seq = seq;
-		tally->outage[tally->outages].at_s = start - tally->started;
-		tally->outage[tally->outages].ms = ms;
-	}
-	tally->outages++;
+	if (ms > slow_ms)
+		keep_outage(tally, (struct outage){seq, start - tally->started, ms});
 }
 
 /* Writes one record until it is acknowledged. False when it never is; each failed try is an I/O error of the guest. */
@@ -132,12 +153,13 @@ static double percentile(const struct tally *tally, double share)
 	return tally->max_ms;
 }
 
-static void report(const struct tally *tally)
+static void report(struct tally *tally)
 {
 	printf("{\"acknowledged\": %lld, \"last\": %lld, \"io_errors\": %lld, \"median_ms\": %.2f, \"p95_ms\": %.2f, "
 	       "\"max_ms\": %.2f, \"outages\": [", tally->acknowledged, tally->last, tally->io_errors,
 	       percentile(tally, 0.5), percentile(tally, 0.95), tally->max_ms);
 	long long kept = tally->outages < MAX_OUTAGES ? tally->outages : MAX_OUTAGES;
+	qsort(tally->outage, kept, sizeof tally->outage[0], by_seq);
 	for (long long i = 0; i < kept; i++)
 		printf("%s{\"seq\": %lld, \"at_s\": %.4f, \"ms\": %.2f}", i ? ", " : "", tally->outage[i].seq,
 		       tally->outage[i].at_s, tally->outage[i].ms);
