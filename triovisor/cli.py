@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from kernel.abi.guest_io import Stream
 from triovisor import render
 from triovisor.client import Client, TvError
-from triovisor.command import Command, DescriptorSource, exit_code, pump
+from triovisor.command import BytesSource, Command, DescriptorSource, exit_code, pump
 from triovisor.disks import ConfigError
 
 __all__ = ["app", "main"]
@@ -32,7 +32,8 @@ class _Tv(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout:
+                sys.stdout.flush()
             return result
         except (TvError, ConfigError) as error:
             print(f"tv: {error}", file=sys.stderr)
@@ -40,7 +41,7 @@ class _Tv(TyperGroup):
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(EXIT_BROKEN_PIPE) from None
 
 
@@ -132,8 +133,7 @@ def execute(
     argv = command[1:] if command[0] == "--" else command
     with ctx.obj.command(name, argv) as running:
         _pass_interrupts_on(running)
-        with open(os.devnull if no_stdin else 0, "rb", buffering=0, closefd=no_stdin) as source:
-            ended = pump(running, DescriptorSource(source.fileno()), _write)
+        ended = pump(running, BytesSource(b"") if no_stdin else DescriptorSource(0), _write)
     if ended.why:
         print(f"tv: {ended.why}", file=sys.stderr)
     raise SystemExit(exit_code(ended))
@@ -172,7 +172,7 @@ def _print(value: Any, text: Callable[[Any], str], json: bool) -> None:
 
 def _print_table(table: render.Table) -> None:
     """For a person, fitted to the terminal; elsewhere whole lines."""
-    if not sys.stdout.isatty():
+    if not (sys.stdout and sys.stdout.isatty()):
         print(render.columns(table))
         return
     from rich.console import Console
@@ -206,8 +206,16 @@ def _pass_interrupts_on(command: Command) -> None:
     signal.signal(signal.SIGINT, pass_on)
 
 
+def _open_closed_streams() -> None:
+    """Let no socket get the number of a standard stream that the caller has closed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def main() -> None:
     """Entry of the `tv` script."""
+    _open_closed_streams()
     app(prog_name="tv")
 
 

@@ -74,7 +74,7 @@ def _disk(entry: Any, folder: Path) -> DiskConfig:
             raise ConfigError(f"{key} is missing: add {key}, {_RIGHT[key]}")
     if table.pop("format", "raw") != "raw":
         raise ConfigError(f"its format: give {_RIGHT['format']}; qemu-img convert -O raw makes one")
-    table["access"] = _ACCESS.get(table.get("access", "rw"), table.get("access"))
+    table["access"] = _ACCESS.get(str(table.get("access", "rw")), table.get("access"))
     for key, value in table.items():
         _check(key, value)
     target = os.path.normpath(folder / table["target"])

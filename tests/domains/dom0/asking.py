@@ -19,3 +19,12 @@ async def refused(call, *arguments, **named) -> TvError:
         await ask(call, *arguments, **named)
     assert "\n" not in caught.value.why
     return caught.value
+
+
+async def until(condition) -> None:
+    """Wait for something that only shows."""
+    with trio.fail_after(10):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.01)

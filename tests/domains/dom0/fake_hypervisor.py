@@ -77,7 +77,8 @@ class Killed(Exception):
 class GuestCommand:
     """One command in a guest, as the guest's actor has it."""
 
-    def __init__(self, channel: Channel, argv: list[bytes], early: list[Any]) -> None:
+    def __init__(self, guest: "FakeGuest", channel: Channel, argv: list[bytes], early: list[Any]) -> None:
+        self._guest = guest
         self.channel = channel
         self.argv = argv
         self._early = early
@@ -108,6 +109,7 @@ class GuestCommand:
             await self.channel.send(encode([ExecOutput(stream, data)]))
         except OSError as error:
             raise Killed from error
+        self._guest.writes += 1
 
     async def end(self, status: int | None = 0, signal: int | None = None, why: str = "") -> None:
         await self.channel.send(encode([ExecEnded(status, signal, why)]))
@@ -127,6 +129,7 @@ class FakeGuest:
         self.programs: dict[bytes, Program] = dict(PROGRAMS)
         self.killed: list[bytes] = []
         self.running = 0
+        self.writes = 0
         self.agent: Channel | None = None
         self.binds = 0
         self._hypervisor = hypervisor
@@ -163,7 +166,7 @@ class FakeGuest:
             if not data:
                 return
             start, *rest = Codec(ExecMessage).decode(data)
-            await self.programs[start.argv[0]](GuestCommand(channel, start.argv, rest))
+            await self.programs[start.argv[0]](GuestCommand(self, channel, start.argv, rest))
         except Killed:
             self.killed.append(start.argv[0])
         finally:

@@ -10,17 +10,9 @@ from kernel.abi.codec import encode
 from kernel.abi.guest_config import DomainState
 from kernel.abi.guest_io import ExecEnded, ExecInput, ExecOutput, ExecStart, Stream
 from kernel.abi.status import Status
-from tests.domains.dom0.asking import ask, refused
+from tests.domains.dom0.asking import ask, refused, until
 from tests.domains.dom0.fake_hypervisor import DOM0
 from triovisor.client import Client
-
-
-async def until(condition) -> None:
-    with trio.fail_after(10):
-        while True:
-            if condition():
-                return
-            await trio.sleep(0.01)
 
 
 @pytest.fixture
@@ -77,7 +69,7 @@ async def test_a_guest_that_dies_under_a_command_ends_it_with_a_clear_word(hyper
 
     for _ in range(8):
         nursery.start_soon(run)
-    await until(lambda: guest.running == 8)
+    await until(lambda: guest.writes == 8)
     await guest.die()
     await until(lambda: len(results) == 8)
     assert {(r.stdout, r.status, r.signal, r.why) for r in results} == {

@@ -1,0 +1,171 @@
+"""A guest's TOML: what is right is read, and each mistake is one line with its mend."""
+
+import pytest
+
+from kernel.abi.guest_config import Action, DiskConfig, GuestConfig
+from triovisor.config import ConfigError, load
+
+NAME = 'name = "web"\n'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.img").write_bytes(b"\0" * 4096)
+    (tmp_path / "b.img").write_bytes(b"\0" * 512)
+    (tmp_path / "tiny.img").write_bytes(b"\0" * 511)
+    (tmp_path / "disk.qcow2").write_bytes(b"QFI\xfb" + b"\0" * 1020)
+    (tmp_path / "vmlinux").write_bytes(b"ELF")
+    return tmp_path
+
+
+def write(folder, text: str):
+    path = folder / "guest.toml"
+    path.write_text(text)
+    return path
+
+
+def mistake(folder, text: str) -> str:
+    path = write(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{path}: ")
+    return line.removeprefix(f"{path}: ")
+
+
+def test_a_name_is_enough(folder):
+    assert load(write(folder, NAME)) == GuestConfig(name="web")
+
+
+def test_every_key_is_read_and_paths_are_made_absolute(folder):
+    text = (
+        NAME
+        + """
+memory = 128
+type = "pv"
+vcpus = 1
+cpus = "0-1"
+kernel = "vmlinux"
+root = "/dev/vda"
+extra = "quiet"
+on_poweroff = "preserve"
+on_reboot = "destroy"
+on_crash = "restart"
+[[disk]]
+target = "a.img"
+vdev = "vda"
+[[disk]]
+target = "./b.img"
+vdev = "vdb"
+access = "ro"
+backend = "blkback2"
+"""
+    )
+    assert load(write(folder, text)) == GuestConfig(
+        name="web",
+        memory=128,
+        cpus="0-1",
+        kernel=str(folder / "vmlinux"),
+        root="/dev/vda",
+        extra="quiet",
+        disk=[DiskConfig(str(folder / "a.img"), "vda"), DiskConfig(str(folder / "b.img"), "vdb", "ro", "blkback2")],
+        on_poweroff=Action.PRESERVE,
+        on_reboot=Action.DESTROY,
+        on_crash=Action.RESTART,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "access"),
+    [
+        ("target=a.img,vdev=vda,access=rw", "rw"),
+        ("vdev=vda, target=a.img, access=r", "ro"),
+        ("a.img,raw,vda,rw", "rw"),
+        ("a.img,raw,vda,w", "rw"),
+        ("a.img,,vda,ro", "ro"),
+        ("a.img,raw,vda", "rw"),
+        ("a.img,format=raw,vdev=vda", "rw"),
+        ("a.img,raw,access=r,vdev=vda", "ro"),
+    ],
+)
+def test_a_disk_may_be_a_string_as_xl_has_it(folder, text, access):
+    (disk,) = load(write(folder, NAME + f'disk = ["{text}"]')).disk
+    assert disk == DiskConfig(str(folder / "a.img"), "vda", access)
+
+
+def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
+    (folder / "elsewhere").mkdir()
+    path = write(folder, NAME + 'disk = ["a.img,raw,vda"]')
+    monkeypatch.chdir(folder / "elsewhere")
+    assert load(f"../{path.name}").disk[0].target == str(folder / "a.img")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("memory = 64", "name is missing"),
+        (NAME + "memory = 8", "memory = 8: a guest needs at least 20 (MiB)"),
+        (NAME + 'memory = "64"', 'memory = "64": give a whole number of MiB, 20 to 65536'),
+        (NAME + "memory = true", "memory = true: give a whole number"),
+        (NAME + "memory = 99999", "memory = 99999: give a whole number of MiB, 20 to 65536"),
+        (NAME + "memroy = 64", "unknown key 'memroy': did you mean 'memory'?"),
+        (NAME + "zzz = 1", "unknown key 'zzz': the keys are name, memory"),
+        ('name = "-web"', 'name = "-web": give letters'),
+        ("name = 7", "name = 7: give letters"),
+        (NAME + "vcpus = 2", "vcpus = 2: give 1"),
+        (NAME + 'type = "hvm"', 'type = "hvm": give the kind of guest there is, "pv"'),
+        (NAME + 'cpus = "all"', 'cpus = "all": give CPUs as a string'),
+        (NAME + 'on_crash = "explode"', 'on_crash = "explode": give "destroy", "restart" or "preserve"'),
+        (NAME + 'kernel = "missing"', 'kernel = "missing": no such file'),
+        (NAME + 'root = "/dev/vda"', 'root = "/dev/vda": no disk has that vdev: add a [[disk]]'),
+        (
+            NAME + 'root = "/dev/vdb"\ndisk = ["a.img,raw,vda"]',
+            'root = "/dev/vdb": no disk has that vdev: there is /dev/vda',
+        ),
+        (NAME + "extra = [1]", "extra = [1]: give words"),
+        (NAME + 'disk = "a.img"', 'disk = "a.img": give an array'),
+        (NAME + "disk = [1]", "disk 1: 1: give a table or a string"),
+        (NAME + 'disk = ["a.img"]', 'disk 1: vdev is missing: add vdev, "vda" to "vdp"'),
+        (NAME + 'disk = ["vdev=vda"]', "disk 1: target is missing"),
+        (NAME + 'disk = ["a.img,raw,vda,rw,more"]', "too many words"),
+        (NAME + 'disk = ["a.img,qcow2,vda"]', 'give "raw"'),
+        (NAME + 'disk = ["a.img,raw,xvda"]', 'disk 1: vdev = "xvda": give "vda" to "vdp"'),
+        (NAME + 'disk = ["a.img,raw,vda,maybe"]', 'disk 1: access = "maybe": give "rw" or "ro"'),
+        (NAME + 'disk = ["a.img,raw,vda,vdev=vdb"]', "vdev is given twice"),
+        (NAME + 'disk = ["target=a.img,vdve=vda"]', "unknown key 'vdve': did you mean 'vdev'?"),
+        (NAME + 'disk = ["a.img,raw,vda", "b.img,raw,vda"]', 'disk 2: vdev = "vda": another disk has it'),
+        (NAME + 'disk = ["no.img,raw,vda"]', "qemu-img create -f raw"),
+        (NAME + 'disk = [".,raw,vda"]', "neither a file nor a block device"),
+        (NAME + 'disk = ["tiny.img,raw,vda"]', "511 bytes: an image has at least one sector of 512"),
+        (NAME + 'disk = ["disk.qcow2,raw,vda"]', "qemu-img convert -O raw"),
+        (NAME + '[[disk]]\ntarget = 7\nvdev = "vda"', "disk 1: target = 7: give the path of a raw image"),
+        (
+            NAME + '[[disk]]\ntarget = "a.img"\nvdev = "vda"\naccess = ["rw"]',
+            'disk 1: access = ["rw"]: give "rw" or "ro"',
+        ),
+        (NAME + '[disk]\ntarget = "a.img"', "give an array, [[disk]] tables or strings"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_mend(folder, text, line):
+    assert line in mistake(folder, text)
+
+
+def test_more_disks_than_a_guest_can_have_are_refused(folder):
+    assert "17 of them: a guest has at most 16" in mistake(folder, NAME + f"disk = {['a.img,raw,vda'] * 17}")
+
+
+def test_a_file_that_is_no_toml_is_reported_with_its_line(folder):
+    assert "line 2" in mistake(folder, NAME + "memory 64\n")
+
+
+def test_a_file_that_is_not_text_is_reported(folder):
+    path = folder / "guest.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(path)
+
+
+def test_a_file_that_is_missing_is_reported_by_the_name_given(folder):
+    with pytest.raises(ConfigError, match=r"^nowhere\.toml: No such file"):
+        load("nowhere.toml")
