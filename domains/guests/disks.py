@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -43,10 +44,18 @@ def listen_for_guest(vbd: GuestVbd) -> tuple[str, socket.socket]:
 class Disks:
     """What the hypervisor says of backends, handed to the block loop; what the loop finds, told to the hypervisor."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery, vbds: list[GuestVbd], ports: Numbers) -> None:
+    def __init__(
+        self,
+        domain: Domain,
+        nursery: trio.Nursery,
+        vbds: list[GuestVbd],
+        ports: Numbers,
+        on_guest_fault: Callable[[str], None],
+    ) -> None:
         self._domain = domain
         self._nursery = nursery
         self._ports = ports
+        self._on_guest_fault = on_guest_fault
         self._refs = Numbers()
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
@@ -125,9 +134,12 @@ class Disks:
             else:
                 made.release()
 
-    def _loop_found_fault(self, handle: VbdHandle, peer: Peer, what: str, evidence: str) -> None:
-        """Called on the loop's thread: hand it over to Trio's."""
-        self._token.run_sync_soon(self._nursery.start_soon, self._report, handle, peer, what, evidence)
+    def _loop_found_fault(self, handle: VbdHandle, peer: Peer | None, what: str, evidence: str) -> None:
+        """Called on the loop's thread: hand it over to Trio's. Without a peer it is our own guest that broke the rules."""
+        if peer is None:
+            self._token.run_sync_soon(self._on_guest_fault, f"{what}: {evidence}")
+        else:
+            self._token.run_sync_soon(self._nursery.start_soon, self._report, handle, peer, what, evidence)
 
     async def _report(self, handle: VbdHandle, peer: Peer, what: str, evidence: str) -> None:
         self._domain.log.error("ring.faulted", handle=handle, backend=str(peer), what=what, evidence=evidence)

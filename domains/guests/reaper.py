@@ -17,7 +17,7 @@ from msgspec import Struct
 from domains.guests.uml import prepare_to_exec
 from kernel.abi import packet
 
-__all__ = ["OsEnded", "OsStart", "become_reaper", "decode_ended"]
+__all__ = ["OsEnded", "OsStart", "become_reaper", "decode_ended", "encode_start"]
 
 SIGNAL_BASE = 128
 
@@ -37,6 +37,11 @@ class OsEnded(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     gives it."""
 
     status: int
+
+
+def encode_start(start: OsStart) -> bytes:
+    """The order, as it goes to the reaper."""
+    return msgspec.msgpack.encode(start)
 
 
 def decode_ended(data: bytes) -> OsEnded:

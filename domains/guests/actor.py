@@ -1,0 +1,173 @@
+"""A guest's actor: front ends of its devices, its console, its agent, and the start and end of its operating system."""
+
+import os
+import socket
+from typing import NoReturn
+
+import trio
+
+from domains.guests.commands import Commands
+from domains.guests.console import Console
+from domains.guests.disks import Disks
+from domains.guests.numbers import Numbers
+from domains.guests.reaper import OsStart, decode_ended, encode_start
+from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify_exit, command_line
+from domains.runtime.channel import Channel
+from domains.runtime.domain import Domain
+from kernel.abi.guest_io import AGENT_PORT
+from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, SchedShutdown, ShutdownReason
+from kernel.abi.ids import ANY_GENERATION, DOM0, Peer
+from kernel.abi.packet import close_all
+from kernel.abi.roles import GuestStart
+from kernel.abi.status import Refused
+from kernel.abi.upcalls import (
+    BackendActive,
+    BackendOffered,
+    BackendWithdrawn,
+    EvtchnConnected,
+    PeerDied,
+    ShutdownRequested,
+)
+
+__all__ = ["Actor"]
+
+CONSOLE_FD, AGENT_FD, RAMDISK_FD = 3, 4, 5
+"""Their numbers in the operating system's process."""
+
+UML_DIR = "/run/uml"
+
+LAST_WORDS_S = 0.5
+"""For the console to give what the kernel wrote before it ended. A helper that lives on may hold the line open."""
+
+EXIT_GUEST_FAULT = 65
+"""EX_DATAERR of sysexits.h."""
+
+REASONS = {
+    ExitReason.POWEROFF: ShutdownReason.POWEROFF,
+    ExitReason.REBOOT: ShutdownReason.REBOOT,
+}
+"""Any other end is a crash."""
+
+
+class Actor:
+    """One incarnation of a guest."""
+
+    def __init__(self, domain: Domain, nursery: trio.Nursery, start: GuestStart) -> None:
+        self._domain = domain
+        self._nursery = nursery
+        self._start = start
+        self._reaper = Channel(domain.descriptors["reaper"])
+        self._console = Console(domain.descriptors["console"])
+        ours, self._agents_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ports = Numbers(first=AGENT_PORT + 1)
+        self._commands = Commands(domain, nursery, ours, ports)
+        self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules)
+
+    async def beat(self) -> None:
+        """Return once the block loop has turned."""
+        await self._disks.beat()
+
+    async def run(self) -> None:
+        """From the first upcall to the guest's end, which the hypervisor is told."""
+        _leave_cpu(self._start.cpu)
+        await self._open_agent_port()
+        self._disks.start()
+        await self._domain.started()
+        self._nursery.start_soon(self._take_upcalls)
+        self._nursery.start_soon(self._commands.serve)
+        exit_ = await self._run_system()
+        reason = REASONS.get(exit_.reason, ShutdownReason.CRASH)
+        await self._domain.call(SchedShutdown, reason=reason, detail=exit_.detail[:512])
+
+    async def _run_system(self) -> GuestExit:
+        """Start the operating system and wait for its end."""
+        try:
+            argv = command_line(self._spec())
+        except Refused as refusal:
+            return GuestExit(ExitReason.FAILED_EARLY, 0, refusal.why)
+        finished = trio.Event()
+
+        async def relay() -> None:
+            await self._console.relay()
+            finished.set()
+
+        self._nursery.start_soon(relay)
+        await self._order_start(argv)
+        data, descriptors = await self._reaper.receive()
+        close_all(descriptors)
+        with trio.move_on_after(LAST_WORDS_S):
+            await finished.wait()
+        return classify_exit(decode_ended(data).status, self._console.last)
+
+    def _spec(self) -> UmlSpec:
+        config = self._start.config
+        return UmlSpec(
+            memory_mib=config.memory,
+            initrd=f"/proc/self/fd/{RAMDISK_FD}",
+            console_fd=CONSOLE_FD,
+            agent_fd=AGENT_FD,
+            uml_dir=UML_DIR,
+            umid=config.name,
+            hostname=config.name,
+            root=config.root or "",
+            lpj=self._start.lpj,
+            disks=tuple(UmlDisk(path, index) for index, path in enumerate(self._disks.paths)),
+            extra=tuple(config.extra.split()),
+        )
+
+    async def _order_start(self, argv: list[str]) -> None:
+        """Hand the reaper the kernel and the ends of the guest's lines, which are then the guest's alone."""
+        os.mkdir(UML_DIR)
+        kernel, ramdisk = self._domain.descriptors["kernel"], self._domain.descriptors["ramdisk"]
+        keep = {CONSOLE_FD: self._console.guests_end, AGENT_FD: self._agents_end}
+        start = OsStart(argv, [*keep, RAMDISK_FD], self._start.cpu)
+        await self._reaper.send(encode_start(start), [kernel, *(end.fileno() for end in keep.values()), ramdisk])
+        for end in keep.values():
+            end.close()
+        close_all([kernel, ramdisk])
+
+    async def _open_agent_port(self) -> None:
+        """Let Dom0, whichever incarnation it has, reach the agent."""
+        remote = Peer(DOM0, ANY_GENERATION)
+        await self._domain.call(EvtchnAllocUnbound, port=AGENT_PORT, remote=remote, kind=ChannelKind.MESSAGE)
+
+    async def _take_upcalls(self) -> None:
+        async for message, descriptors in self._domain.upcalls:
+            try:
+                await self._take(message, descriptors)
+            finally:
+                close_all(descriptors)
+
+    async def _take(self, message: object, descriptors: list[int]) -> None:
+        match message:
+            case BackendOffered():
+                await self._disks.offered(message)
+            case BackendActive():
+                self._disks.active(message)
+            case BackendWithdrawn():
+                self._disks.withdrawn(message)
+            case EvtchnConnected(port=port, peer=peer) if port == AGENT_PORT:
+                self._commands.take_orders_from(descriptors.pop(0), peer)
+            case EvtchnConnected(port=port):
+                if self._disks.connected(port, descriptors[0]):
+                    descriptors.pop(0)
+            case PeerDied(peer=peer) if peer.domid == DOM0:
+                await self._open_agent_port()
+            case ShutdownRequested(reason=reason):
+                self._commands.shut_down(reason)
+
+    def _broke_the_rules(self, what: str) -> None:
+        """The guest's kernel broke a device's rules: its disk is gone, and a system without its disk is a crash."""
+        self._domain.log.error("guest.faulted", what=what)
+        self._nursery.start_soon(self._crash, what)
+
+    async def _crash(self, what: str) -> NoReturn:
+        await self._domain.call(SchedShutdown, reason=ShutdownReason.CRASH, detail=what[:512])
+        os._exit(EXIT_GUEST_FAULT)
+
+
+def _leave_cpu(cpu: int) -> None:
+    """Leave the operating system's CPU to it, where there is another."""
+    others = os.sched_getaffinity(0) - {cpu}
+    if others:
+        os.sched_setaffinity(0, others)

@@ -1,0 +1,26 @@
+"""The role of a guest: a reaper as PID 1, and beside it the actor that this process goes on as."""
+
+import msgspec
+import trio
+
+from domains.guests.actor import Actor
+from domains.guests.reaper import become_reaper
+from domains.runtime.domain import Domain, open_domain
+from kernel.abi.roles import GuestStart
+
+__all__ = ["main", "prepare"]
+
+
+def prepare(descriptors: dict[str, int]) -> None:
+    """Fork: the parent stays as the reaper, the child has a descriptor to it."""
+    descriptors["reaper"] = become_reaper(list(descriptors.values()))
+
+
+async def main(domain: Domain) -> None:
+    """Run the guest to its end."""
+    start = msgspec.msgpack.decode(domain.config, type=GuestStart)
+    async with trio.open_nursery() as nursery:
+        actor = Actor(domain, nursery, start)
+        async with open_domain(domain, actor.beat):
+            await actor.run()
+        nursery.cancel_scope.cancel()
