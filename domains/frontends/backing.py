@@ -1,0 +1,140 @@
+"""A frontend's end of the block ring, one for each backend incarnation: granted memory, its pools, its indices."""
+
+import contextlib
+import os
+import socket
+
+from domains.frontends.pool import Pool
+from kernel.abi.io.blkif import (
+    EVENT,
+    PROD,
+    REQUEST,
+    REQUEST_BYTES,
+    REQUESTS_AT,
+    RESPONSES_AT,
+    RING_BYTES,
+    SLOT_MASK,
+    SLOTS,
+)
+from kernel.abi.io.ring import COUNT_MASK, Sealed, make_fence, passes
+
+__all__ = ["Backing", "RingBroken"]
+
+_RING = b"\x01"
+_DOORBELL_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class RingBroken(Exception):
+    """The backend broke the ring's rules. `evidence` is what was found, in words."""
+
+    def __init__(self, what: str, evidence: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.evidence = evidence
+
+
+class Backing:
+    """Ring and pools for one backend incarnation. Not for two threads at once: the maker hands it to the loop.
+
+    `out_fd` and `in_fd` are to be granted, the first to read, the second to read and write; `close_descriptors` then.
+    """
+
+    def __init__(self) -> None:
+        self._out = Sealed("blkif-out", RING_BYTES, read_only_to_others=True)
+        self._in = Sealed("blkif-in", RING_BYTES, read_only_to_others=False)
+        self.out_fd, self.in_fd = self._out.descriptor, self._in.descriptor
+        self.out_view, self.in_view = self._out.view, self._in.view
+        self._out_words = self.out_view[:REQUESTS_AT].cast("I")
+        self._in_words = self.in_view[:RESPONSES_AT].cast("I")
+        self._responses = self.in_view[RESPONSES_AT : RESPONSES_AT + 4 * SLOTS].cast("I")
+        self.out_pool, self.in_pool = Pool(), Pool()
+        self.doorbell: socket.socket | None = None
+        self._fence = make_fence()
+        self._posted = self._published = self._taken = 0
+        self._out_words[EVENT] = 1
+
+    @classmethod
+    def create(cls) -> "Backing":
+        """A fresh ring with all its memory there: some milliseconds, so have one to spare. Raises OSError without memory."""
+        return cls()
+
+    def attach_doorbell(self, doorbell: socket.socket) -> None:
+        """Take the doorbell to the backend, and ring it: something may have been posted before there was one."""
+        self.doorbell = doorbell
+        self.ring_doorbell()
+
+    def post(self, ident: int, op: int, length: int, sector: int, place: int) -> None:
+        """Fill the next slot. The caller has no more than `SLOTS` in flight; the backend sees it after `publish`."""
+        posted = self._posted
+        at = REQUESTS_AT + (posted & SLOT_MASK) * REQUEST_BYTES
+        REQUEST.pack_into(self.out_view, at, ident, op, 0, length, sector, place)
+        self._posted = (posted + 1) & COUNT_MASK
+
+    @property
+    def unpublished(self) -> int:
+        """Slots filled since the last `publish`."""
+        return (self._posted - self._published) & COUNT_MASK
+
+    def publish(self) -> None:
+        """Let the backend see what was posted, and ring if it asked for that."""
+        before, posted = self._published, self._posted
+        self._out_words[PROD] = self._published = posted
+        self._fence()
+        if passes(posted, before, self._in_words[EVENT]):
+            self.ring_doorbell()
+
+    def ring_doorbell(self) -> None:
+        """Wake the backend. A full doorbell has been rung already; a dead one is told by the hypervisor."""
+        if self.doorbell is not None:
+            with contextlib.suppress(OSError):
+                self.doorbell.send(_RING, _DOORBELL_FLAGS)
+
+    def drain_doorbell(self) -> bool:
+        """Take one ring of the doorbell. False when the other end is gone."""
+        assert self.doorbell is not None
+        try:
+            return bool(self.doorbell.recv(16, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def responses(self, in_flight: int) -> list[int]:
+        """Response words published and not yet taken; they are taken by this. Raises RingBroken.
+
+        `in_flight` requests are posted and unanswered: more responses than that cannot be.
+        """
+        taken, published = self._taken, self._in_words[PROD]
+        count = (published - taken) & COUNT_MASK
+        if count == 0:
+            return []
+        if count > in_flight:
+            raise RingBroken("rsp_prod runs ahead", f"rsp_prod {published}, taken {taken}, in flight {in_flight}")
+        self._taken = published
+        first, last = taken & SLOT_MASK, published & SLOT_MASK
+        if first < last:
+            return self._responses[first:last].tolist()
+        return self._responses[first:].tolist() + self._responses[:last].tolist()
+
+    def park(self) -> bool:
+        """Ask for a ring at the next response. False when one has come meanwhile: take it first."""
+        self._out_words[EVENT] = (self._taken + 1) & COUNT_MASK
+        self._fence()
+        return self._in_words[PROD] == self._taken
+
+    def close_descriptors(self) -> None:
+        """Both are granted: only the mapping is still needed."""
+        for descriptor in (self.out_fd, self.in_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.out_fd = self.in_fd = -1
+
+    def release(self) -> None:
+        """Give everything back. The peer keeps what it has mapped."""
+        self.close_descriptors()
+        if self.doorbell is not None:
+            self.doorbell.close()
+        for view in (self._out_words, self._in_words, self._responses):
+            view.release()
+        self._out.unmap()
+        self._in.unmap()

@@ -1,0 +1,175 @@
+"""The block frontend: one data loop that serves all vbds of one guest, between its virtqueues and its backends' rings."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from domains.frontends.backing import Backing, RingBroken
+from domains.frontends.terminator import Terminator, session_for
+from domains.frontends.vbd import Link, Vbd, VbdStats
+from domains.runtime.data_loop import DataLoop
+from domains.virtio.queue import QueueFault
+from kernel.abi.ids import Peer, VbdHandle
+
+__all__ = ["Backing", "BlkfrontLoop", "OnFault", "VbdFront"]
+
+OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
+"""`(handle, peer, what, evidence)`: that backend, or the guest where `peer` is None, broke the rules."""
+
+@dataclass(frozen=True, slots=True)
+class VbdFront:
+    """One vbd as its guest has it. `listen_socket` is where the guest's device driver connects (vhost-user)."""
+
+    handle: VbdHandle
+    vdev: str
+    sectors: int
+    read_only: bool
+    listen_socket: socket.socket
+
+
+class _Device:
+    """A vbd with its guest's connection and the rings made for its backends."""
+
+    def __init__(self, front: VbdFront, loop: DataLoop, on_fault: OnFault) -> None:
+        self.vbd = Vbd(front.sectors, read_only=front.read_only, serial=f"triovisor-{front.vdev}")
+        self._loop = loop
+        self._offered: dict[Peer, Backing] = {}
+        self._on_fault = partial(on_fault, front.handle)
+        self._terminator = Terminator(
+            loop,
+            self.vbd,
+            front.listen_socket,
+            partial(session_for, front.sectors, read_only=front.read_only),
+            serve=self.serve,
+            on_guest_fault=partial(self._on_fault, None),
+        )
+
+    def serve(self) -> None:
+        try:
+            if self.vbd.serve():
+                self._loop.again(self.serve)
+        except RingBroken as broken:
+            self._distrust(broken)
+        except QueueFault as fault:
+            self._terminator.fail(fault.what, fault.evidence)
+
+    def offer(self, peer: Peer, backing: Backing) -> None:
+        self._offered[peer] = backing
+
+    def attach_doorbell(self, peer: Peer, doorbell: socket.socket) -> None:
+        backing = self.vbd.backing if peer == self.vbd.peer else self._offered.get(peer)
+        if backing is None:
+            doorbell.close()
+            return
+        backing.attach_doorbell(doorbell)
+        if backing is self.vbd.backing:
+            self._watch_doorbell()
+
+    def activate(self, peer: Peer, *, take_published: bool) -> None:
+        backing = self._offered.pop(peer, None)
+        if backing is None:
+            return
+        self._unwatch_doorbell()
+        predecessor = self.vbd.peer
+        try:
+            self.vbd.activate(peer, backing, take_published=take_published)
+        except RingBroken as broken:
+            self._on_fault(predecessor, broken.what, broken.evidence)
+        self._watch_doorbell()
+        self.serve()
+
+    def withdraw(self, peer: Peer) -> None:
+        if peer == self.vbd.peer:
+            self._unwatch_doorbell()
+            self.vbd.withdraw()
+            return
+        backing = self._offered.pop(peer, None)
+        if backing is not None:
+            backing.release()
+
+    def _distrust(self, broken: RingBroken) -> None:
+        self._unwatch_doorbell()
+        self.vbd.distrust()
+        self._on_fault(self.vbd.peer, broken.what, broken.evidence)
+
+    def _rung(self) -> None:
+        backing = self.vbd.backing
+        if backing is not None and not backing.drain_doorbell():
+            self._unwatch_doorbell()
+        self.serve()
+
+    def _watch_doorbell(self) -> None:
+        if self.vbd.backing is not None and self.vbd.backing.doorbell is not None and self.vbd.link is Link.SERVING:
+            self._loop.watch(self.vbd.backing.doorbell.fileno(), self._rung)
+
+    def _unwatch_doorbell(self) -> None:
+        if self.vbd.backing is not None and self.vbd.backing.doorbell is not None:
+            self._loop.unwatch(self.vbd.backing.doorbell.fileno())
+
+    def close(self) -> None:
+        self._terminator.close()
+        self._unwatch_doorbell()
+        backings = [*self._offered.values(), *([self.vbd.backing] if self.vbd.backing is not None else [])]
+        for backing in backings:
+            backing.release()
+
+
+class BlkfrontLoop:
+    """All vbds of one guest, on one data loop. Methods may be called from any thread and do not wait.
+
+    `on_fault` is called on the loop's thread. For each backend incarnation of a vbd: `offer` a fresh `Backing`, then
+    `attach_doorbell` when there is one, `activate` when it is to serve, `withdraw` when it is gone.
+    """
+
+    def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault) -> None:
+        self._loop = DataLoop("blkfront")
+        self._devices = {front.handle: _Device(front, self._loop, on_fault) for front in vbds}
+        self._vbds = [device.vbd for device in self._devices.values()]
+        self._loop.before_sleep = self._before_sleep
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._loop.start()
+
+    def stop(self) -> None:
+        """End the loop, wait for that, and give everything back, listening sockets included."""
+        self._loop.stop()
+        for device in self._devices.values():
+            with contextlib.suppress(ValueError):
+                device.close()
+
+    def offer(self, handle: VbdHandle, peer: Peer, backing: Backing) -> None:
+        """A ring for this incarnation, from now on the loop's own. Before `activate` of the same."""
+        self._loop.submit(partial(self._devices[handle].offer, peer, backing))
+
+    def attach_doorbell(self, handle: VbdHandle, peer: Peer, doorbell: socket.socket) -> None:
+        """The doorbell to this incarnation, before or after `activate`; from now on the loop's own."""
+        self._loop.submit(partial(self._devices[handle].attach_doorbell, peer, doorbell))
+
+    def activate(self, handle: VbdHandle, peer: Peer, take_published: bool) -> None:
+        """This incarnation serves: post to it what is in flight, oldest first (`BackendActive`)."""
+        self._loop.submit(partial(self._devices[handle].activate, peer, take_published=take_published))
+
+    def withdraw(self, handle: VbdHandle, peer: Peer) -> None:
+        """This incarnation is gone (`BackendWithdrawn`). The ring in use stays until a successor is active."""
+        self._loop.submit(partial(self._devices[handle].withdraw, peer))
+
+    @property
+    def turns(self) -> int:
+        """Turns of the loop so far."""
+        return self._loop.turns
+
+    def beat(self) -> int:
+        """Make the loop turn: `turns` grows past the number returned once it has."""
+        return self._loop.beat()
+
+    def stats(self) -> dict[VbdHandle, VbdStats]:
+        """What has happened so far, for each vbd."""
+        return {handle: device.vbd.stats() for handle, device in self._devices.items()}
+
+    def _before_sleep(self) -> float | None:
+        """How long to sleep at most: a guest that does not look at what it was given is signalled again."""
+        waits = [vbd.nudge() for vbd in self._vbds if vbd.unseen()]
+        return min(waits) if waits else None

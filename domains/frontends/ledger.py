@@ -1,0 +1,61 @@
+"""What a vbd has in flight: enough to answer the guest, and to ask again of another backend.
+
+The ring's id of a request is its virtqueue head and, above it, a count of the requests so far: heads are used again at
+once, so that a response given twice would otherwise look like the answer to the next request.
+"""
+
+from domains.frontends.backing import RingBroken
+from domains.virtio.queue import MAX_SIZE, QueueFault, Segments
+from kernel.abi.io.blkif import RspStatus
+
+__all__ = ["Entry", "Ledger"]
+
+_HEAD_MASK = MAX_SIZE - 1
+_HEAD_BITS = _HEAD_MASK.bit_length()
+_LAST_STATUS = max(RspStatus)
+
+Entry = tuple[int, int, int, int, Segments, int, int]
+"""`ident, op, sector, length, segments, status_at, place`: what was asked, where the guest's data and status byte are, where
+in the pool the data is."""
+
+
+class Ledger:
+    """Requests in flight by virtqueue head, oldest first."""
+
+    __slots__ = ("_count", "entries")
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def ident(self, head: int) -> int:
+        """The id for the request at `head`. Raises QueueFault when the guest offers a buffer that we still hold."""
+        if head in self.entries:
+            raise QueueFault("buffer offered twice", f"head {head} is in flight")
+        self._count = count = (self._count + 1) & 0xFF
+        return head | count << _HEAD_BITS
+
+    def enter(self, entry: Entry) -> None:
+        """The request is posted."""
+        self.entries[entry[0] & _HEAD_MASK] = entry
+
+    def answered(self, response: int) -> tuple[int, Entry]:
+        """Status and entry for a response word; the entry is struck out. Raises RingBroken for one never asked for."""
+        ident, status = response & 0xFFFF, response >> 16
+        head = ident & _HEAD_MASK
+        entry = self.entries.get(head)
+        if entry is None or entry[0] != ident:
+            raise RingBroken("response to no request", f"id {ident:#x}, status {status}")
+        if status > _LAST_STATUS:
+            raise RingBroken("unknown status", f"id {ident:#x}, status {status}")
+        del self.entries[head]
+        return status, entry
+
+    def clear(self) -> list[Entry]:
+        """Forget everything; what it was, oldest first."""
+        entries = list(self.entries.values())
+        self.entries.clear()
+        return entries

@@ -1,0 +1,123 @@
+"""The data loop: one thread with its own epoll beside Trio, for rings. Plain calls, no await.
+
+Trio hosts decisions and control; a ring under Trio was measured to lose a third to a half of its speed. Other threads
+speak to the loop by `submit`; what the loop calls back runs on its thread and must hand over.
+"""
+
+import os
+import select
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import NoReturn
+
+__all__ = ["DataLoop"]
+
+Handler = Callable[[], None]
+
+_MAX_EVENTS = 64
+"""Taken from epoll at once; the rest comes with the next turn."""
+_CRASHED = 70
+"""EX_SOFTWARE, `sysexits.h`."""
+
+
+def _die(error: BaseException) -> NoReturn:
+    """A loop that broke its own invariant ends the process: without it everything else would only look alive."""
+    traceback.print_exception(error)
+    os._exit(_CRASHED)
+
+
+class DataLoop:
+    """A thread that waits for descriptors and calls their handlers. A handler bounds its work, for all others wait."""
+
+    def __init__(self, name: str, *, on_crash: Callable[[BaseException], None] = _die) -> None:
+        """`name` is the thread's. `on_crash` gets what a handler raised, when the loop has ended because of it."""
+        self.turns = 0
+        self.before_sleep: Callable[[], float | None] = lambda: None
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._again: list[Handler] = []
+        self._commands: deque[Handler] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wakeable = threading.Lock()
+        self._stopping = False
+        self._on_crash = on_crash
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.watch(self._wake, self._obey)
+
+    def start(self) -> None:
+        """Begin to turn."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop after its present turn, and wait for that. What it watched is the owner's to close."""
+        self.submit(self._stop)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._epoll.close()
+        with self._wakeable:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def submit(self, command: Handler) -> None:
+        """Have `command` called on the loop's thread, after those submitted before; never, once it has stopped.
+
+        From any thread.
+        """
+        self._commands.append(command)
+        self._wake_up()
+
+    def beat(self) -> int:
+        """Make the loop turn; `turns` grows past the number returned once it has. From any thread."""
+        turns = self.turns
+        self._wake_up()
+        return turns
+
+    def _wake_up(self) -> None:
+        with self._wakeable:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def watch(self, descriptor: int, handler: Handler, *, edge: bool = False) -> None:
+        """Call `handler` when the descriptor is readable or hung up; with `edge`, once for each write, with nothing to drain.
+
+        Raises OSError for a descriptor that cannot be waited for. On the loop's thread, or before it starts.
+        """
+        self._epoll.register(descriptor, select.EPOLLIN | (select.EPOLLET if edge else 0))
+        self._handlers[descriptor] = handler
+
+    def unwatch(self, descriptor: int) -> None:
+        """Forget a descriptor, before it is closed."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def again(self, handler: Handler) -> None:
+        """Call `handler` in the next turn, which does not sleep: it has more to do and lets others go first."""
+        self._again.append(handler)
+
+    def _obey(self) -> None:
+        os.eventfd_read(self._wake)
+        for _ in range(len(self._commands)):
+            self._commands.popleft()()
+
+    def _run(self) -> None:
+        try:
+            self._turn_until_stopped()
+        except BaseException as error:
+            self._on_crash(error)
+
+    def _turn_until_stopped(self) -> None:
+        poll, handlers = self._epoll.poll, self._handlers
+        while not self._stopping:
+            postponed, self._again = self._again, []
+            for descriptor, _ in poll(0 if postponed else self.before_sleep(), _MAX_EVENTS):
+                handler = handlers.get(descriptor)
+                if handler is not None:
+                    handler()
+            for handler in postponed:
+                handler()
+            self.turns += 1

@@ -1,0 +1,136 @@
+"""The virtio block device (virtio 1.2 §5.2): its features, its configuration space, its requests."""
+
+import enum
+import struct
+from typing import NamedTuple
+
+from domains.virtio.queue import QueueFault, Segments
+from kernel.abi.io.blkif import MAX_BYTES, SECTOR_BYTES
+
+__all__ = [
+    "DEVICE_ID_BYTES", "DISCARD_SEGMENT", "MAX_DISCARD_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type",
+    "config_space", "features", "parse",
+]  # fmt: skip
+
+S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
+"""VIRTIO_BLK_S_*, the status byte, §5.2.6."""
+
+DEVICE_ID_BYTES = 20
+"""What GET_ID asks for, §5.2.6."""
+
+SEG_MAX = 254
+"""Data segments of a request: with header and status a chain is as long as the queue, and no longer (§2.7.5)."""
+SIZE_MAX = 16384
+"""Bytes of a segment. `SEG_MAX` such make the largest request that a guest can send; it must fit the pool."""
+assert SEG_MAX * SIZE_MAX <= MAX_BYTES
+
+MAX_DISCARD_SECTORS = 1 << 22
+"""2 GiB at once: a longer one would keep a vbd's other flushes waiting."""
+
+_F_SIZE_MAX, _F_SEG_MAX, _F_RO, _F_BLK_SIZE, _F_FLUSH, _F_DISCARD = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 13
+
+_HEADER = struct.Struct("<IIQ")
+_HEADER_BYTES = _HEADER.size
+DISCARD_SEGMENT = struct.Struct("<QII")
+"""`struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags (bit 0 UNMAP; must be 0 for a discard)."""
+
+_CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
+"""`struct virtio_blk_config` up to the write-zeroes fields, §5.2.4."""
+
+
+class Type(enum.IntEnum):
+    """VIRTIO_BLK_T_*, §5.2.6."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    DISCARD = 11
+
+
+_KNOWN = frozenset(Type)
+
+Request = tuple[int, int, Segments, int, int]
+"""A request as the guest laid it out: type, sector, data segments, bytes of data, where its status byte goes."""
+
+
+class _Split(NamedTuple):
+    """A chain's two parts without the request's own bytes, and the header."""
+
+    kind: int
+    sector: int
+    outgoing: Segments
+    incoming: Segments
+    status_at: int
+
+
+def features(*, read_only: bool) -> int:
+    """Feature bits of §5.2.3 that a vbd offers.
+
+    FLUSH without CONFIG_WCE is a write-back cache that stays one: the guest shows `write back` and sends flushes.
+    """
+    base = _F_SIZE_MAX | _F_SEG_MAX | _F_BLK_SIZE | _F_FLUSH
+    return base | (_F_RO if read_only else _F_DISCARD)
+
+
+def config_space(sectors: int) -> bytes:
+    """The configuration space of a vbd of so many sectors."""
+    one_queue, one_segment, aligned_sectors = 1, 1, 8
+    return _CONFIG.pack(
+        sectors, SIZE_MAX, SEG_MAX, 0, 0, 0, SECTOR_BYTES, 0, 0, 0, 0, 1, 0, one_queue,
+        MAX_DISCARD_SECTORS, one_segment, aligned_sectors, 0, 0, 0,
+    )  # fmt: skip
+
+
+def parse(view: memoryview, readable: Segments, writable: Segments) -> Request:
+    """The request in a chain. The header is read once. Raises QueueFault when it has no room for header or status.
+
+    Writes take data from the readable part, all others from or into the rest of both. Framing is the driver's
+    affair (§2.7.4.1), but Linux gives header and status a descriptor each, and that has the fast way.
+    """
+    at, header_bytes = readable[0] if readable else (0, 0)
+    status_at, status_bytes = writable[-1] if writable else (0, 0)
+    if header_bytes == _HEADER_BYTES and status_bytes == 1:
+        kind, _, sector = _HEADER.unpack_from(view, at)
+        outgoing, incoming = readable[1:], writable[:-1]
+    else:
+        kind, sector, outgoing, incoming, status_at = _split(view, readable, writable)
+    data, stray = (incoming, outgoing) if kind == Type.IN or kind == Type.GET_ID else (outgoing, incoming)
+    if stray and kind in _KNOWN:
+        raise QueueFault("data in the wrong direction", f"type {kind}, {len(stray)} segments")
+    if len(data) == 1:
+        return kind, sector, data, data[0][1], status_at
+    return kind, sector, _merged(data), sum([length for _, length in data]), status_at
+
+
+def _split(view: memoryview, readable: Segments, writable: Segments) -> _Split:
+    """The general way: the first 16 readable bytes are the header, the last writable one is the status."""
+    header = b""
+    outgoing = list(readable)
+    while len(header) < _HEADER_BYTES:
+        if not outgoing:
+            raise QueueFault("header too short", f"{len(header)} bytes")
+        at, length = outgoing.pop(0)
+        part = min(length, _HEADER_BYTES - len(header))
+        header += view[at : at + part].tobytes()
+        if part < length:
+            outgoing.insert(0, (at + part, length - part))
+    if not writable:
+        raise QueueFault("no room for the status", "nothing writable")
+    at, length = writable[-1]
+    incoming = writable[:-1] if length == 1 else (*writable[:-1], (at, length - 1))
+    kind, _, sector = _HEADER.unpack(header)
+    return _Split(kind, sector, tuple(outgoing), incoming, at + length - 1)
+
+
+def _merged(segments: Segments) -> Segments:
+    """The same bytes in as few segments as possible: each costs a copy of its own."""
+    merged: list[tuple[int, int]] = []
+    end = -1
+    for at, length in segments:
+        if at == end:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((at, length))
+        end = at + length
+    return tuple(merged)

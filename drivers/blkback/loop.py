@@ -1,0 +1,238 @@
+"""The block backend's data loop: takes requests from the rings of all vbds, moves data between pools and images, answers."""
+
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+
+from domains.runtime.data_loop import DataLoop
+from domains.runtime.faults import FaultPoints
+from drivers.blkback.backend import Disk, FrontendBroken, decide
+from drivers.blkback.errors import status_of
+from drivers.blkback.flusher import Flusher, Job
+from drivers.blkback.misbehave import misbehave
+from drivers.blkback.ring import BackRing
+from kernel.abi.ids import VbdHandle
+from kernel.abi.io.blkif import Op, RspStatus
+from kernel.abi.io.ring import Unsealed
+
+__all__ = ["OnFault", "ServeLoop"]
+
+OnFault = Callable[[VbdHandle, str, str], None]
+"""`(handle, what, evidence)`: the frontend of that vbd broke the rules."""
+
+TURN_REQUESTS, TURN_BYTES = 64, 4 << 20
+"""Work for one vbd before the others have their turn."""
+
+BATCH, BATCH_BYTES = 8, 65536
+"""The frontend is told after so many responses or so much data."""
+
+_READ, _WRITE, _OK = int(Op.READ), int(Op.WRITE), int(RspStatus.OK)
+
+
+class _Served:
+    """One vbd: it is served while it has both a ring and an image."""
+
+    def __init__(self, handle: VbdHandle) -> None:
+        self.handle = handle
+        self.disk = Disk(0, True)
+        self.ring: BackRing | None = None
+        self.image = -1
+        self.flusher: Flusher | None = None
+
+
+class ServeLoop:
+    """All vbds of all guests of one driver incarnation, on one data loop. Methods may be called from any thread and do
+    not wait. `on_fault` is called on the loop's thread or the caller's.
+
+    `connect` and `activate` of a vbd come in any order; having the image is the leave to serve.
+    """
+
+    def __init__(self, on_fault: OnFault, faults: FaultPoints | None = None) -> None:
+        self._on_fault = on_fault
+        self._faults = faults
+        self._loop = DataLoop("blkback")
+        self._vbds: dict[VbdHandle, _Served] = {}
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._loop.start()
+
+    def stop(self) -> None:
+        """End the loop, wait for that, and give everything back."""
+        self._loop.stop()
+        for vbd in self._vbds.values():
+            self._drop_image(vbd)
+            if vbd.ring is not None:
+                vbd.ring.close()
+        self._vbds.clear()
+
+    @property
+    def turns(self) -> int:
+        """Turns of the loop so far."""
+        return self._loop.turns
+
+    def beat(self) -> int:
+        """Make the loop turn: `turns` grows past the number returned once it has."""
+        return self._loop.beat()
+
+    def connect(
+        self, handle: VbdHandle, sectors: int, read_only: bool, out_fd: int, in_fd: int, doorbell: socket.socket
+    ) -> None:
+        """Map a frontend's ring, in the place of an earlier one. Descriptors and doorbell are ours from now on.
+
+        Memory that is not sealed as it must be is the frontend's fault: `on_fault`, and no ring.
+        """
+        try:
+            ring = BackRing(out_fd, in_fd, doorbell)
+        except Unsealed as error:
+            doorbell.close()
+            self._on_fault(handle, "grant is not sealed memory", str(error))
+            return
+        finally:
+            os.close(out_fd)
+            os.close(in_fd)
+        self._loop.submit(partial(self._connect, handle, Disk(sectors, read_only), ring))
+
+    def activate(self, handle: VbdHandle, image_fd: int) -> None:
+        """Serve the vbd from this image, whose descriptor is ours from now on (`VbdImage`)."""
+        self._loop.submit(partial(self._activate, handle, image_fd))
+
+    def disconnect(self, handle: VbdHandle) -> None:
+        """Forget the vbd, its ring and its image (`VbdDetached`)."""
+        self._loop.submit(partial(self._disconnect, handle))
+
+    def misbehave(self, what: str) -> None:
+        """Fail in the named way at the next turn."""
+        self._loop.submit(partial(self._misbehave, what))
+
+    # On the loop's thread
+
+    def _connect(self, handle: VbdHandle, disk: Disk, ring: BackRing) -> None:
+        vbd = self._vbds.setdefault(handle, _Served(handle))
+        self._drop_ring(vbd)
+        vbd.disk, vbd.ring = disk, ring
+        self._loop.watch(ring.doorbell.fileno(), partial(self._rung, vbd, ring))
+        self._serve(vbd)
+
+    def _activate(self, handle: VbdHandle, image: int) -> None:
+        if self._faults is not None:
+            self._faults.hit("activate")
+        vbd = self._vbds.setdefault(handle, _Served(handle))
+        self._drop_image(vbd)
+        vbd.image = image
+        self._serve(vbd)
+
+    def _disconnect(self, handle: VbdHandle) -> None:
+        vbd = self._vbds.pop(handle, None)
+        if vbd is not None:
+            self._drop_ring(vbd)
+            self._drop_image(vbd)
+
+    def _misbehave(self, what: str) -> None:
+        misbehave(what, [vbd.ring for vbd in self._vbds.values() if vbd.ring is not None and vbd.image >= 0])
+
+    def _drop_ring(self, vbd: _Served) -> None:
+        ring, vbd.ring = vbd.ring, None
+        if ring is not None:
+            self._loop.unwatch(ring.doorbell.fileno())
+            ring.close()
+
+    def _drop_image(self, vbd: _Served) -> None:
+        """Close the image, or leave that to the thread that may be flushing it."""
+        if vbd.flusher is not None:
+            vbd.flusher.close()
+        elif vbd.image >= 0:
+            os.close(vbd.image)
+        vbd.image, vbd.flusher = -1, None
+
+    def _rung(self, vbd: _Served, ring: BackRing) -> None:
+        if not ring.drain_doorbell():
+            self._loop.unwatch(ring.doorbell.fileno())
+        self._serve(vbd)
+
+    def _serve(self, vbd: _Served) -> None:
+        ring = vbd.ring
+        if ring is None or vbd.image < 0:
+            return
+        try:
+            self._do_requests(vbd, ring)
+        except FrontendBroken as broken:
+            self._drop_ring(vbd)
+            self._on_fault(vbd.handle, broken.what, broken.evidence)
+            return
+        if not ring.park():
+            self._loop.again(partial(self._serve, vbd))
+
+    def _do_requests(self, vbd: _Served, ring: BackRing) -> None:
+        """Up to a turn's work of one vbd."""
+        disk, image = vbd.disk, vbd.image
+        faults = self._faults if self._faults else None
+        left = TURN_BYTES
+        for _ in range(min(ring.requests(), TURN_REQUESTS)):
+            request = ring.take()
+            if faults is not None:
+                faults.hit("request")
+            ident, op, _, length, sector, place = request
+            status = decide(request, disk)
+            if status == _OK:
+                try:
+                    if op == _READ:
+                        done = os.preadv(image, [ring.in_view[place : place + length]], sector << 9)
+                    elif op == _WRITE:
+                        done = os.pwritev(image, [ring.out_view[place : place + length]], sector << 9)
+                    else:
+                        self._flush(vbd, ring, Job(ident, op, sector << 9, length))
+                        continue
+                    if done != length:
+                        status = _finish(image, ring, request, done)
+                except OSError as error:
+                    status = status_of(error)
+            if faults is not None:
+                faults.hit("io")
+            ring.answer(ident, status)
+            left -= length
+            if length > BATCH_BYTES or ring.unpublished >= BATCH:
+                self._publish(ring)
+            if left <= 0:
+                break
+        if ring.unpublished:
+            self._publish(ring)
+
+    def _publish(self, ring: BackRing) -> None:
+        wanted = ring.publish()
+        if self._faults:
+            self._faults.hit("reply")
+        if wanted:
+            ring.ring_doorbell()
+
+    def _flush(self, vbd: _Served, ring: BackRing, job: Job) -> None:
+        if vbd.flusher is None:
+            vbd.flusher = Flusher(vbd.image, lambda done: self._loop.submit(partial(self._flushed, vbd, ring, done)))
+        vbd.flusher.submit(job)
+
+    def _flushed(self, vbd: _Served, ring: BackRing, done: list[tuple[Job, int]]) -> None:
+        """Answer on the ring that asked, unless it was replaced meanwhile."""
+        if vbd.ring is not ring:
+            return
+        for job, status in done:
+            if self._faults:
+                self._faults.hit("io")
+            ring.answer(job.ident, status)
+        self._publish(ring)
+        self._serve(vbd)
+
+
+def _finish(image: int, ring: BackRing, request: tuple[int, ...], done: int) -> int:
+    """The rest of a transfer that was cut short: the disk is full, the image was truncated, or nothing was wrong."""
+    _, op, _, length, sector, place = request
+    while done < length:
+        at, offset = place + done, (sector << 9) + done
+        if op == _READ:
+            more = os.preadv(image, [ring.in_view[at : place + length]], offset)
+        else:
+            more = os.pwritev(image, [ring.out_view[at : place + length]], offset)
+        if more == 0:
+            return RspStatus.IO_ERROR
+        done += more
+    return _OK
