@@ -9,7 +9,7 @@ import trio
 from domains.guests.commands import Commands
 from domains.guests.console import Console
 from domains.guests.disks import Disks
-from domains.guests.numbers import Numbers
+from domains.runtime.numbers import Numbers
 from domains.guests.reaper import OsStart, decode_ended, encode_start
 from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify_exit, command_line
 from domains.runtime.channel import Channel

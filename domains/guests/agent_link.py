@@ -87,6 +87,11 @@ class AgentLink:
         self.ready: Ready | None = None
         self.stopping: ShutdownMode | None = None
 
+    @property
+    def started(self) -> bool:
+        """Commands can be started: guest and host are in step."""
+        return self._session.ready
+
     async def run(self) -> None:
         """Until the line ends, with the guest; every command still running is `Lost` then."""
         try:

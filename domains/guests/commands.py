@@ -24,7 +24,7 @@ from domains.guests.agent import (
     ShutdownMode,
     Stopping,
 )
-from domains.guests.numbers import Numbers
+from domains.runtime.numbers import Numbers
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from kernel.abi.codec import Codec, Undecodable, encode

@@ -9,7 +9,7 @@ import trio
 
 from domains.frontends.backing import Backing
 from domains.frontends.blkfront import BlkfrontLoop, VbdFront
-from domains.guests.numbers import Numbers
+from domains.runtime.numbers import Numbers
 from domains.runtime.domain import Call, Domain
 from kernel.abi.hypercalls import Access, ChannelKind, EvtchnAllocUnbound, GnttabGrant, XenbusConnect, XenbusFault
 from kernel.abi.ids import GrantRef, Peer, Port, VbdHandle

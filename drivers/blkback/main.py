@@ -3,7 +3,6 @@
 Trio takes upcalls; the rings are served by a loop of their own, in a thread beside it.
 """
 
-import itertools
 import socket
 
 import msgspec
@@ -11,16 +10,16 @@ import trio
 
 from domains.runtime.domain import Call, Domain, open_domain
 from domains.runtime.faults import FaultPoints
+from domains.runtime.numbers import Numbers
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.hypercalls import (
     Access,
     EvtchnBindInterdomain,
-    EvtchnClose,
     GnttabMap,
     XenbusConnected,
     XenbusFault,
 )
-from kernel.abi.ids import Peer, Port, VbdHandle
+from kernel.abi.ids import Peer, VbdHandle
 from kernel.abi.packet import close_all
 from kernel.abi.roles import DriverStart
 from kernel.abi.status import Refused
@@ -59,8 +58,8 @@ class Blkback:
         self._points = FaultPoints()
         self._attached: dict[VbdHandle, VbdAttached] = {}
         self._frontends: dict[VbdHandle, Peer] = {}
-        self._ports: dict[VbdHandle, Port] = {}
-        self._free_port = itertools.count(1)
+        self._numbers = Numbers()
+        self._ports: dict[VbdHandle, int] = {}
         self._token = trio.lowlevel.current_trio_token()
         self.loop = ServeLoop(on_fault=self._loop_found_fault, faults=self._points)
 
@@ -80,7 +79,7 @@ class Blkback:
             case VbdImage(handle=handle):
                 self.loop.activate(handle, descriptors.pop(0))
             case VbdDetached(handle=handle):
-                await self._detach(handle)
+                self._detach(handle)
             case Misbehave(what=what, count=count) if self._faults_allowed:
                 self._misbehave(what, count)
 
@@ -90,7 +89,7 @@ class Blkback:
         if vbd is None:
             return
         self._points.hit("connect")
-        port = Port(next(self._free_port) & 0xFFFF)
+        port = self._numbers.take()
         calls = [
             Call(GnttabMap, {"owner": ring.frontend, "ref": ring.out_ref, "access": Access.READ}),
             Call(GnttabMap, {"owner": ring.frontend, "ref": ring.in_ref, "access": Access.READ_WRITE}),
@@ -101,7 +100,9 @@ class Blkback:
         except Refused as refusal:
             self._domain.log.warning("ring.refused", handle=ring.handle, frontend=str(ring.frontend), why=refusal.why)
             return
-        assert out.descriptor is not None and into.descriptor is not None and doorbell.descriptor is not None
+        assert out.descriptor is not None
+        assert into.descriptor is not None
+        assert doorbell.descriptor is not None
         self._frontends[ring.handle], self._ports[ring.handle] = ring.frontend, port
         bell = socket.socket(fileno=doorbell.descriptor)
         self.loop.connect(ring.handle, vbd.sectors, vbd.read_only, out.descriptor, into.descriptor, bell)
@@ -113,13 +114,12 @@ class Blkback:
         except Refused as refusal:
             self._domain.log.warning("ring.refused", handle=ring.handle, frontend=str(ring.frontend), why=refusal.why)
 
-    async def _detach(self, handle: VbdHandle) -> None:
+    def _detach(self, handle: VbdHandle) -> None:
+        """The guest is gone; the hypervisor has freed our port with it."""
         self.loop.disconnect(handle)
         self._attached.pop(handle, None)
         self._frontends.pop(handle, None)
-        port = self._ports.pop(handle, None)
-        if port is not None:
-            await self._domain.call(EvtchnClose, port=port)
+        self._numbers.give_back(self._ports.pop(handle, 0))
 
     def _misbehave(self, what: str, count: int) -> None:
         self._domain.log.warning("fault.armed", what=what, count=count)

@@ -23,7 +23,7 @@ from triovisor.provision.images import create_ext4
 __all__ = ["main"]
 
 GUEST = "demo"
-DISK_BYTES = 256 << 20
+DISK_MIB = 256
 PAUSE_S = 0.7
 """Between two faults, so that each is seen alone."""
 
@@ -38,7 +38,9 @@ class Timeline:
         self._began_s = time.monotonic()
 
     def say(self, text: str, style: str = "") -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._began_s:6.2f} s[/]  [{style or 'default'}]{text}[/]")
+        self._console.print(
+            f"[dim]{time.monotonic() - self._began_s:6.2f} s[/]  [{style or 'default'}]{text}[/]", soft_wrap=True
+        )
 
     def show(self, renderable: object) -> None:
         self._console.print(renderable)
@@ -62,7 +64,7 @@ def main() -> int:
 
 def _run(timeline: Timeline, run: Path) -> Verdict:
     image = run / "disk.img"
-    create_ext4(image, DISK_BYTES)
+    create_ext4(image, DISK_MIB)
     with start_hypervisor(run, Path(__file__).with_name("boot.toml")) as hypervisor:
         client = hypervisor.client
         timeline.say(f"hypervisor {hypervisor.process.pid} is up: Dom0 and the disk driver, each in its jail")
@@ -113,7 +115,7 @@ def _reboot(timeline: Timeline, client: Client) -> None:
     deadline = time.monotonic() + REBOOT_S
     while time.monotonic() < deadline:
         try:
-            if client.exec(GUEST, ["mountpoint", "-q", "/mnt"]).status == 0:
+            if client.exec(GUEST, ["grep", "-q", " /mnt ", "/proc/mounts"]).status == 0:
                 return
         except TvError:
             pass

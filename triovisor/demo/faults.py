@@ -27,10 +27,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """A fault that struck: when, in seconds of `time.monotonic`, and which generations died and followed."""
+    """A fault that struck: from when until all was as before, in seconds of `time.monotonic`, who died and who
+    followed."""
 
     fault: Fault
     at_s: float
+    over_s: float
     died: int
     followed: int
     how: str
@@ -58,6 +60,6 @@ def strike(client: Client, fault: Fault) -> Strike:
     while time.monotonic() < deadline:
         (driver,) = client.drivers()
         if driver.generation != before.generation and driver.pid is not None and driver.standby_pid is not None:
-            return Strike(fault, at_s, before.generation, driver.generation, driver.last_death)
+            return Strike(fault, at_s, time.monotonic(), before.generation, driver.generation, driver.last_death)
         time.sleep(0.01)
     raise TimeoutError(f"{fault.name} did not strike, or nothing followed it: tv driver list shows the driver")

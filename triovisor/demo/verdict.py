@@ -11,11 +11,8 @@ from triovisor.demo.writer import Outage, Written
 
 __all__ = ["Milliseconds", "Verdict", "judge", "outage_of", "table"]
 
-WINDOW_S = 2.0
-"""An outage that begins within so long before or after a fault is laid to it: the longest one is what the guest
-saw of it."""
-
-LEAD_S = 0.1
+SKEW_S = 0.02
+"""The writer's clock is known from when its first words came: not exactly."""
 
 
 class Milliseconds(Struct):
@@ -37,9 +34,10 @@ class Verdict(Struct):
 
 
 def outage_of(strike: Strike, outages: Sequence[Outage]) -> float:
-    """The longest outage around a fault, in milliseconds. A record begins before the fault that holds it up."""
-    near = [o.ms for o in outages if strike.at_s - LEAD_S <= o.at_s + o.ms / 1000 and o.at_s <= strike.at_s + WINDOW_S]
-    return max(near, default=0.0)
+    """The longest record that a fault held up, in milliseconds: one that was on its way between the fault and
+    the recovery."""
+    begins_s, ends_s = strike.at_s - SKEW_S, strike.over_s + SKEW_S
+    return max((o.ms for o in outages if begins_s <= o.at_s + o.ms / 1000 and o.at_s <= ends_s), default=0.0)
 
 
 def judge(
