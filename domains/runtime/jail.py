@@ -97,8 +97,8 @@ def refusal(spec: Jail, names: Iterable[str]) -> str:
     return ""
 
 
-def enter(host: Host, spec: Jail, identity: Identity, descriptors: Mapping[str, int], keep: Iterable[int]) -> None:
-    """Enter the jail for good: afterwards this process has `descriptors`, `keep` and its standard three, and no others.
+def enter(host: Host, spec: Jail, identity: Identity, descriptors: Mapping[str, int]) -> None:
+    """Enter the jail for good. The host's descriptors, which it needs for that, are closed on the way.
 
     Raises JailFailed; the process is then half in its jail, and has to end.
     """
@@ -106,7 +106,7 @@ def enter(host: Host, spec: Jail, identity: Identity, descriptors: Mapping[str, 
     gid = (spec.uid or FIRST_UID + identity.peer.domid) if host.own_uids else os.getgid()
     writable: list[str] = []
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("descriptors", lambda: _close_others(host, descriptors, keep)),
+        ("session", lambda: _own_session(descriptors)),
         ("mounts", lambda: writable.extend(mounts.mount_own(spec, uid, gid) if "mount" in host.namespaces else ())),
         ("limits", lambda: _limit(spec)),
         ("ids", lambda: _change_ids(host, uid, gid)),
@@ -132,10 +132,10 @@ def close_all_but(kept: Iterable[int]) -> None:
     os.closerange(previous + 1, _ABOVE_ALL)
 
 
-def _close_others(host: Host, descriptors: Mapping[str, int], keep: Iterable[int]) -> None:
-    """Close what is not the child's. The host's own are needed until Landlock is done."""
+def _own_session(descriptors: Mapping[str, int]) -> None:
+    """Leave the zygote's process group and its standard error."""
+    os.setsid()
     os.dup2(descriptors.get(STDERR, 0), _STDERR_FILENO)
-    close_all_but({*descriptors.values(), *keep, *host.descriptors()})
 
 
 def _limit(spec: Jail) -> None:

@@ -1,8 +1,8 @@
 """What a domain sees of the file system.
 
 A zygote moves into a *template* once: a small tmpfs with read-only binds of what an interpreter needs, and nothing
-else of the host. Its children are born into a copy of that, so that they have no root to change and no old one to detach:
-a driver needs no mount of its own at all. What can be written is mounted by the child that asks for it.
+else of the host. Its children are born into a copy of that, so that they have no root to change and no old one to
+detach: a driver needs no mount of its own at all. What can be written is mounted by the child that asks for it.
 """
 
 import os

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from domains.runtime import clone, jail, libc, memory, mounts, trees
+from domains.runtime import birth, clone, jail, libc, memory, mounts, trees
 from domains.runtime.birth import Entry
 from domains.runtime.libc import CLONE_NEWNS, CLONE_NEWUSER
 from domains.runtime.zygote_loop import Zygote
@@ -30,6 +30,9 @@ DEFAULT_ENTRY = "domains.runtime.entry:run"
 NOT_FOR_DOMAINS = ("rich", "better_exceptions")
 """What structlog imports to be pretty on a terminal, 3.5 MB. A domain has no terminal."""
 WARM = ("trio", "msgspec", "structlog", "orjson")
+
+REHEARSALS = 10
+"""Each function is specialised by the interpreter at its eighth call or so (PEP 659), which writes to its code."""
 
 HIGHEST_DOMAIN_UID = FIRST_UID + 0x7FFF
 _PR_SET_PDEATHSIG = 1
@@ -101,6 +104,8 @@ def _warm_up(entry: str) -> Entry:
         sys.modules[name] = None  # type: ignore[assignment]  # so that importing it fails at once (PEP 328's None)
     for name in WARM:
         importlib.import_module(name)
+    for _ in range(REHEARSALS):
+        birth.rehearse()
     module, _, function = entry.partition(":")
     run: Entry = getattr(importlib.import_module(module), function)
     return run

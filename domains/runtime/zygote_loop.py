@@ -2,6 +2,11 @@
 
 Single-threaded, because only a single-threaded process can be cloned with its Python in it. The hypervisor is the
 children's parent (CLONE_PARENT), learns of their death from the kernel and reaps them; a zygote may die without harm.
+
+A role's zygote works ahead: when nobody has asked for anything for a moment it clones a *spare*, a child in its
+namespaces but without identity, descriptors or jail, which the next request turns into its domain. A spare that no
+request came for ends with its zygote; it is then a zombie of the hypervisor's in the zygote's process group, so
+whoever reaps a zygote also reaps that group (`waitid(P_PGID, zygote_pid, WEXITED)` until ECHILD).
 """
 
 import os
@@ -14,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from domains.runtime import birth, jail
-from domains.runtime.birth import Entry
+from domains.runtime.birth import Entry, Line
 from domains.runtime.clone import Child, clone_sibling
 from kernel.abi import packet
 from kernel.abi.codec import Codec, encode
@@ -29,16 +34,30 @@ READY_TIMEOUT_S = 10.0
 MAX_UNREADY = 64
 """Children on their way into the jail. More requests wait in the socket: a fork storm helps nobody."""
 
+IDLE_MS = 15
+"""Without a request for so long, a zygote works ahead. Sooner, it would take the CPU from the child just started."""
+
 _codec = Codec(ZygoteRequests)
 
 
 @dataclass(frozen=True, slots=True)
+class _Born:
+    """A child and the line to it. The zygote owns both, and the pidfd."""
+
+    child: Child
+    line: Line
+
+    def close(self) -> None:
+        self.line.close()
+        os.close(self.child.pidfd)
+
+
+@dataclass(frozen=True, slots=True)
 class _Unready:
-    """A child that has not said yet that it is in its jail. The zygote owns both descriptors."""
+    """A child that has its order and has not said yet that it is done."""
 
     request: SpawnRequest | ZygoteRequest
-    child: Child
-    pipe: int
+    born: _Born
     deadline_s: float
 
 
@@ -49,23 +68,37 @@ class Zygote:
     control: socket.socket
     host: jail.Host
     entry: Entry
-    unready: dict[int, _Unready] = field(default_factory=dict)
+    works_ahead: bool = False
+    unready: list[_Unready] = field(default_factory=list)
+    spare: _Born | None = None
 
     def serve(self) -> None:
         """Answer requests until the hypervisor's end of the control socket is closed."""
-        control = self.control.fileno()
         while True:
-            poll = select.poll()
-            if len(self.unready) < MAX_UNREADY:
-                poll.register(control, select.POLLIN)
-            for pipe in self.unready:
-                poll.register(pipe, select.POLLIN)
-            ready = {descriptor for descriptor, _ in poll.poll(1000 if self.unready else None)}
-            for pipe in ready & self.unready.keys():
-                self._finish(self.unready.pop(pipe))
+            ready = self._wait()
+            for unready in [each for each in self.unready if not ready.isdisjoint(each.born.line.descriptors())]:
+                self.unready.remove(unready)
+                self._finish(unready)
             self._end_late_ones(time.monotonic())
-            if control in ready and not self._take_packet():
-                return
+            if self.control.fileno() in ready:
+                if not self._take_packet():
+                    return
+            elif not ready and self._may_work_ahead():
+                self.spare = self._bear_child(ahead=True)
+
+    def _wait(self) -> set[int]:
+        """Descriptors that have something to say; none when there is nothing to do."""
+        poll = select.poll()
+        if len(self.unready) < MAX_UNREADY:
+            poll.register(self.control, select.POLLIN)
+        for unready in self.unready:
+            for descriptor in unready.born.line.descriptors():
+                poll.register(descriptor, select.POLLIN)
+        patience_ms = 1000 if self.unready else IDLE_MS if self._may_work_ahead() else None
+        return {descriptor for descriptor, _ in poll.poll(patience_ms)}
+
+    def _may_work_ahead(self) -> bool:
+        return self.works_ahead and self.spare is None and not self.unready
 
     def _take_packet(self) -> bool:
         """Do what one packet asks. False at the end of the stream."""
@@ -91,45 +124,78 @@ class Zygote:
         if why:
             self._reply(SpawnFailed(message.request, False, "request", why))
             return
-        pipe, tell = os.pipe2(os.O_CLOEXEC)
         try:
-            child = clone_sibling(self.host.clone_flags if isinstance(message, SpawnRequest) else 0)
+            if isinstance(message, SpawnRequest):
+                born = self._order(message, descriptors)
+            else:
+                born = self._fork(message, descriptors)
         except OSError as error:
             self._reply(SpawnFailed(message.request, False, "clone", str(error)))
-            packet.close_all((pipe, tell))
             return
-        if child is None:
-            self._be_child(message, descriptors, tell)
-        os.close(tell)
-        self.unready[pipe] = _Unready(message, child, pipe, time.monotonic() + READY_TIMEOUT_S)
+        self.unready.append(_Unready(message, born, time.monotonic() + READY_TIMEOUT_S))
 
-    def _be_child(self, message: SpawnRequest | ZygoteRequest, descriptors: list[int], tell: int) -> NoReturn:
-        if isinstance(message, SpawnRequest):
-            birth.become_domain(self.host, message, descriptors, tell, self.entry)
-        birth.import_role(message.role, (*descriptors, *self.host.descriptors()), self.host.proc, tell)
-        Zygote(socket.socket(fileno=descriptors[0]), self.host, self.entry).serve()
-        os._exit(0)
+    def _order(self, request: SpawnRequest, descriptors: list[int]) -> _Born:
+        """Give the request to the spare, or to a child made for it. Raises OSError when there is none to be had."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            try:
+                packet.send(spare.line.orders, encode([request]), descriptors)
+            except OSError:
+                spare.close()  # somebody killed it
+            else:
+                return spare
+        born = self._bear_child(ahead=False)
+        packet.send(born.line.orders, encode([request]), descriptors)
+        return born
+
+    def _bear_child(self, *, ahead: bool) -> _Born:
+        """Clone a child that waits for its order."""
+        ours, theirs = Line.pair()
+        child = clone_sibling(self.host.clone_flags)
+        if child is None:
+            birth.await_order(self.host, theirs, self.entry, ahead)
+        theirs.orders.close()
+        return _Born(child, ours)
+
+    def _fork(self, request: ZygoteRequest, descriptors: list[int]) -> _Born:
+        """Fork the zygote of a role."""
+        ours, theirs = Line.pair()
+        child = clone_sibling()
+        if child is None:
+            self._become_role(request.role, descriptors[0], theirs)
+        theirs.orders.close()
+        return _Born(child, ours)
+
+    def _become_role(self, role: str, control: int, line: Line) -> NoReturn:
+        status = 1
+        try:
+            birth.import_role(role, (control, *self.host.descriptors()), self.host.proc, line)
+            Zygote(socket.socket(fileno=control), self.host, self.entry, works_ahead=True).serve()
+            status = 0
+        finally:
+            os._exit(status)
 
     def _finish(self, unready: _Unready) -> None:
         """A child has spoken, or died."""
-        ready = birth.read_ready(unready.pipe)
-        if ready.step:
-            self._fail(unready, ready.step, ready.why)
+        failed = unready.born.line.heard()
+        if failed is not None:
+            self._fail(unready, failed.step, failed.why)
             return
+        child = unready.born.child
         jailed = isinstance(unready.request, SpawnRequest)
         level, missing = (birth.level_of(self.host), self.host.missing) if jailed else ("none", ())
-        self._reply(Spawned(unready.request.request, unready.child.pid, level, missing), (unready.child.pidfd,))
-        packet.close_all((unready.pipe, unready.child.pidfd))
+        self._reply(Spawned(unready.request.request, child.pid, level, missing), (child.pidfd,))
+        unready.born.close()
 
     def _end_late_ones(self, now_s: float) -> None:
-        for unready in [each for each in self.unready.values() if each.deadline_s < now_s]:
-            del self.unready[unready.pipe]
+        for unready in [each for each in self.unready if each.deadline_s < now_s]:
+            self.unready.remove(unready)
             self._fail(unready, "timeout", f"not ready within {READY_TIMEOUT_S:g} s")
 
     def _fail(self, unready: _Unready, step: str, why: str) -> None:
-        signal.pidfd_send_signal(unready.child.pidfd, signal.SIGKILL)
-        self._reply(SpawnFailed(unready.request.request, True, step, why), (unready.child.pidfd,))
-        packet.close_all((unready.pipe, unready.child.pidfd))
+        signal.pidfd_send_signal(unready.born.child.pidfd, signal.SIGKILL)
+        self._reply(SpawnFailed(unready.request.request, True, step, why), (unready.born.child.pidfd,))
+        unready.born.close()
 
     def _reply(self, reply: ZygoteReply, descriptors: Sequence[int] = ()) -> None:
         """Send one reply; a hypervisor that is gone will be noticed at the next read."""
