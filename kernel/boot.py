@@ -118,8 +118,7 @@ async def _ready(machine: Machine) -> None:
     """Wait until each driver and Dom0 has said that it runs."""
     with trio.fail_after(READY_DEADLINE_S):
         for domain in machine.drivers.values():
-            while not (domain.driver.active in machine.alive and machine.alive[domain.driver.active].started.is_set()):
-                await trio.sleep(0.002)
+            await domain.serves.wait()
 
 
 async def _shut_down(machine: Machine) -> None:

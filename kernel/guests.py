@@ -16,7 +16,7 @@ from kernel.boot_files import open_boot_files, read_lpj
 from kernel.core.domains import Kind
 from kernel.core.restart import RestartAfter, decide
 from kernel.images import Image, open_image
-from kernel.incarnation import end, post
+from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import Body, embody
 from kernel.machine import Guest, Incarnation, Machine
 from kernel.manifest import parse_cpus
@@ -193,7 +193,8 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
 
 def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) -> None:
     """What the guest's `on_*` settings say, now that an incarnation of it has ended."""
-    reason = ShutdownReason.CRASH if incarnation.shutdown is None or incarnation.ended_for else incarnation.shutdown
+    left = incarnation.ended_for in ("", OVERSTAYED)
+    reason = incarnation.shutdown if incarnation.shutdown is not None and left else ShutdownReason.CRASH
     guest.incarnation = None
     frontend_went(machine, guest.record.domid)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
+import trio
 from msgspec import Struct
 
 from kernel import guests, inform, xenbus
@@ -18,7 +19,7 @@ from kernel.abi.status import DomainFault, Refused, Status
 from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply
 from kernel.core import privilege
 from kernel.core.domains import Life
-from kernel.incarnation import post, who
+from kernel.incarnation import OVERSTAYED, end, post, who
 from kernel.link import take
 from kernel.machine import Incarnation, Machine
 from kernel.version import ABI_VERSION, VERSION
@@ -31,6 +32,9 @@ MAX_WAITING = 64
 REQUIRED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 MAX_REQUEST = 0xFFFF_FFFF
+
+LEAVE_S = 5.0
+"""For a domain to be gone after it has said that it ends."""
 
 _OPERATIONS = {operation.__struct_config__.tag for operation in get_args(h.Hypercall)}
 
@@ -154,9 +158,18 @@ def _version(machine: Machine, _caller: Incarnation, _call: h.Version, _riding: 
 
 
 def _sched_shutdown(machine: Machine, caller: Incarnation, call: h.SchedShutdown, _riding: list[int]) -> Answer:
+    if caller.shutdown is None:
+        machine.nursery.start_soon(_end_if_it_stays, machine, caller)
     caller.shutdown, caller.detail = call.reason, call.detail
     machine.log.info("domain.shut_down", **who(caller), reason=call.reason.name.lower(), detail=call.detail)
     return Answer()
+
+
+async def _end_if_it_stays(machine: Machine, caller: Incarnation) -> None:
+    with trio.move_on_after(LEAVE_S):
+        await caller.gone.wait()
+        return
+    end(machine, caller, OVERSTAYED)
 
 
 def _evtchn_alloc_unbound(

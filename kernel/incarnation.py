@@ -9,7 +9,10 @@ from kernel.abi.status import DomainFault
 from kernel.core.domains import Life
 from kernel.machine import Incarnation, Machine
 
-__all__ = ["end", "end_for_fault", "kill", "post", "who"]
+__all__ = ["OVERSTAYED", "end", "end_for_fault", "kill", "post", "who"]
+
+OVERSTAYED = "said that it ends, and stayed"
+"""Why a domain was ended that had shut down by its own word: that word still counts."""
 
 UNKILLABLE_AFTER_S = 5.0
 """A killed process that is still there is in uninterruptible sleep. It is waited for, and never fenced by time."""

@@ -19,10 +19,11 @@ MIB = 1024 * 1024
 
 
 def note_running(machine: Machine, incarnation: Incarnation) -> None:
-    """An incarnation's own code runs: a guest counts as running from here on. A driver's state is its own
-    machine's affair."""
+    """An incarnation's own code runs: a guest counts as running from here on, a driver as serving if it is active."""
     if incarnation.record.kind is Kind.GUEST:
         incarnation.record.state = DomainState.RUNNING
+    elif machine.active(incarnation.record.domid) == incarnation.peer:
+        machine.drivers[incarnation.record.domid].serves.set()
 
 
 def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:

@@ -56,6 +56,7 @@ class DriverDomain:
     manifest: DriverManifest | Dom0Manifest
     driver: Driver
     last_death: str = ""
+    serves: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(eq=False, slots=True)

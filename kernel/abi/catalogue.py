@@ -1,13 +1,13 @@
-"""The written catalogue of the ABI, made from its own docstrings: `python -m kernel.abi.catalogue > kernel/abi/CATALOGUE.md`."""
+"""The written catalogue of the ABI, from its own docstrings: `python -m kernel.abi.catalogue` writes CATALOGUE.md."""
 
 import inspect
-import sys
+from pathlib import Path
 from types import ModuleType
 
 from msgspec import Struct
 from msgspec.inspect import type_info
 
-from kernel.abi import admin, guest_io, hypercalls, keeping, spawn, status, upcalls
+from kernel.abi import admin, guest_io, hypercalls, keeping, log_events, spawn, status, upcalls
 
 __all__ = ["catalogue"]
 
@@ -31,6 +31,8 @@ def catalogue() -> str:
             parts += _entry(message)
     parts += ["## Status codes", "", "| Name | Number |", "| --- | --- |"]
     parts += [f"| {code.name} | {code.value} |" for code in status.Status]
+    parts += ["", "## Log events", "", log_events.__doc__ or "", "| Event | Meaning | Fields |", "| --- | --- | --- |"]
+    parts += [f"| `{name}` | {event.meaning} | {event.fields} |" for name, event in log_events.LOG_EVENTS.items()]
     return "\n".join(parts) + "\n"
 
 
@@ -54,9 +56,18 @@ def _number(message: type[Struct]) -> int:
 def _entry(message: type[Struct]) -> list[str]:
     fields = ", ".join(field.name for field in type_info(message).fields)  # type: ignore[attr-defined]
     text = inspect.getdoc(message) or ""
-    return [f"### 0x{_number(message):02x} {message.__name__}", "", f"`[0x{_number(message):02x}{', ' if fields else ''}{fields}]`",
-            "", "```text", text, "```", ""]
+    number = f"0x{_number(message):02x}"
+    return [
+        f"### {number} {message.__name__}",
+        "",
+        f"`[{', '.join(filter(None, (number, fields)))}]`",
+        "",
+        "```text",
+        text,
+        "```",
+        "",
+    ]
 
 
 if __name__ == "__main__":
-    sys.stdout.write(catalogue())
+    Path(__file__).with_name("CATALOGUE.md").write_text(catalogue())

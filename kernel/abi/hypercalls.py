@@ -120,8 +120,8 @@ class EvtchnAllocUnbound(Struct, tag=0x18, array_like=True, frozen=True, forbid_
     """Open `port` of the caller for one named peer to bind.
 
     Caller:  any domain.
-    Promise: only `remote` can bind it (with `ANY_GENERATION`, the first of its incarnations that does). When it does, the
-             caller gets `EvtchnConnected` with its descriptor. The port is free again when the other end has died.
+    Promise: only `remote` can bind it (with `ANY_GENERATION`, the first of its incarnations that does). The caller then
+             gets `EvtchnConnected` with its descriptor. The port is free again when the other end has died.
     Errors:  EEXIST the port is in use, ENOSPC too many ports, ESTALE that incarnation has ended, ENOENT no such domain.
     """
 

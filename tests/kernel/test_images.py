@@ -75,7 +75,8 @@ def test_qemu_and_we_respect_each_other(image):
     ours.close()
     assert subprocess.run(read, capture_output=True, check=False).returncode == 0
     holder = subprocess.Popen(["qemu-io", "-f", "raw", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdin and holder.stdout
+    assert holder.stdin
+    assert holder.stdout
     holder.stdin.write(b"read 0 512\n")
     holder.stdin.flush()
     holder.stdout.readline()

@@ -78,7 +78,11 @@ def test_a_packet_of_too_many_items_is_refused():
         Codec(h.Hypercall).decode(msgpack.packb([[1]] * 5000))
 
 
-@given(st.lists(st.builds(h.XenbusFault, requests, handles, peers, st.text(max_size=512), st.just("e" * 500)), max_size=300))
+@given(
+    st.lists(
+        st.builds(h.XenbusFault, requests, handles, peers, st.text(max_size=512), st.just("e" * 500)), max_size=300
+    )
+)
 def test_batches_are_split_below_the_bound_and_keep_their_order(batch):
     packets = pack_batches(batch)
     assert all(len(packet) <= MAX_PACKET for packet in packets)

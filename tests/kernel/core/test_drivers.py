@@ -1,4 +1,5 @@
-"""A driver over its incarnations: whatever dies in whatever order, at most one serves, and never beside a predecessor."""
+"""A driver over its incarnations: whatever dies in whatever order, at most one serves, and never beside a
+predecessor."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule

@@ -51,6 +51,7 @@ class GrantMachine(RuleBasedStateMachine):
                 assert refusal.status is Status.EPERM
                 assert known[0] != caller or access > known[1] or known[2] is None
         else:
+            assert known is not None
             assert known == (caller, known[1], token)
             assert access <= known[1]
             self.grants[owner, ref] = (caller, known[1], None)
@@ -65,6 +66,7 @@ class GrantMachine(RuleBasedStateMachine):
             assert refusal.status is Status.ENOENT
             assert known is None
         else:
+            assert known is not None
             assert token == known[2]
             self.held.discard(token)
 
@@ -72,7 +74,8 @@ class GrantMachine(RuleBasedStateMachine):
     def die(self, peer):
         returned = self.table.died(peer)
         gone = [key for key, (to, _, _) in self.grants.items() if peer in (key[0], to)]
-        assert sorted(returned) == sorted(self.grants[key][2] for key in gone if self.grants[key][2] is not None)
+        assert set(returned) == {self.grants[key][2] for key in gone} - {None}
+        assert len(set(returned)) == len(returned)
         for key in gone:
             del self.grants[key]
         self.held -= set(returned)

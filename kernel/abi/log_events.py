@@ -1,0 +1,74 @@
+"""The catalogue of log events: what each means, and which fields it may carry.
+
+Every line has besides: `domain`, `domid`, `generation` (whose pipe it came through, stamped by the keeper), `ns`
+(CLOCK_MONOTONIC of the host), `level`, `event`. `name` and `peer` say whom an event of the hypervisor's is about.
+"""
+
+from typing import NamedTuple
+
+__all__ = ["LOG_EVENTS", "LogEvent"]
+
+
+class LogEvent(NamedTuple):
+    """One event: its meaning in a sentence, and the names of its fields, separated by blanks."""
+
+    meaning: str
+    fields: str
+
+
+LOG_EVENTS = {
+    "admin.asked": LogEvent("an administrator asked for something", "uid what name"),
+    "admin.refused": LogEvent("an administrator, or what it asked for, was refused", "uid status why sessions"),
+    "agent.broke_abi": LogEvent("a guest's actor sent Dom0 what is no message about a command", "guest peer what"),
+    "agent.faulted": LogEvent("the agent in the guest broke its protocol, or says that we did", "what evidence by_us"),
+    "command.abandoned": LogEvent("a command lost its channel to Dom0", "error"),
+    "command.ended": LogEvent("a command in a guest ended, or its administrator left", "guest left status signal why"),
+    "domain.cloned": LogEvent("a process for an incarnation exists, in its jail", "name peer pid jail missing"),
+    "domain.died": LogEvent("an incarnation is gone with all its threads", "name peer how lived_s"),
+    "domain.entered": LogEvent("an incarnation's own first word", "role jail"),
+    "domain.failed": LogEvent("an incarnation's code raised what nobody handled", "error traceback"),
+    "domain.faulted": LogEvent("an incarnation broke the ABI and is ended", "name peer what evidence"),
+    "domain.hung": LogEvent("an incarnation answered no ping in time and is ended", "name peer silent_s"),
+    "domain.last_words_unreadable": LogEvent("what a dead incarnation had sent broke the ABI", "peer what"),
+    "domain.sampled": LogEvent("where the threads of a hung incarnation were", "name peer threads"),
+    "domain.shut_down": LogEvent("an incarnation says that its work has ended", "name peer reason detail"),
+    "domain.started": LogEvent("an incarnation takes upcalls", "name peer"),
+    "domain.tasks_dumped": LogEvent("where the Trio tasks of this, hung, incarnation wait", "tasks"),
+    "domain.uninterruptible": LogEvent("a silent incarnation is in uninterruptible sleep; waited for", "name peer"),
+    "domain.unkillable": LogEvent("a killed incarnation is still there; its successor waits", "name peer after_s"),
+    "driver.activated": LogEvent("an incarnation was handed the images and serves", "name peer take_published"),
+    "driver.backing_off": LogEvent("the next incarnation is cloned only after a while", "name delay_s"),
+    "driver.given_up": LogEvent("a driver died too often and is left dead", "name deaths window_s"),
+    "fault.armed": LogEvent("this driver was told to misbehave", "what count"),
+    "fault.injected": LogEvent("Dom0 told a driver to misbehave", "driver peer what count"),
+    "fault.refused": LogEvent("the hypervisor did not take our word for a peer's fault", "handle backend why"),
+    "guest.created": LogEvent("a guest was created", "name memory cpu"),
+    "guest.ended": LogEvent("an incarnation of a guest ended; its on_* setting says what follows", "name reason how"),
+    "guest.faulted": LogEvent("our guest's kernel broke the rules of a device", "what"),
+    "guest.given_up": LogEvent("a guest crashed too often and is left dead", "name deaths"),
+    "guest.not_restarted": LogEvent("a guest could not be started again", "name why"),
+    "guest.ready": LogEvent("the agent in the guest answers", "release boot_id trouble"),
+    "guest.stopping": LogEvent("the guest goes down", "mode"),
+    "hypercall.refused": LogEvent("a hypercall was answered with a status that is not OK", "name peer call status why"),
+    "hypervisor.ready": LogEvent("Dom0 and every driver take upcalls", ""),
+    "hypervisor.started": LogEvent("the first event of a run", "version pid run"),
+    "hypervisor.stopped": LogEvent("the last event of a run", ""),
+    "hypervisor.stopping": LogEvent("the hypervisor shuts down", "guests"),
+    "keeper.died": LogEvent("the log keeper is gone", ""),
+    "log.dropped": LogEvent("so many events of this domain found its pipe full and are lost", "count"),
+    "log.gap": LogEvent("so many bytes of this domain went past its rate or size and are lost", "bytes"),
+    "log.unreadable": LogEvent("a domain wrote what is no event", "text"),
+    "offer.refused": LogEvent("Dom0's offer of a command came to nothing", "why"),
+    "orders.unreadable": LogEvent("Dom0's channel for commands broke the ABI", "error"),
+    "port.gone": LogEvent("a port to be closed had been freed", "port"),
+    "ring.faulted": LogEvent(
+        "one end of a vbd says that the other broke the ring's rules",
+        "name peer accused vbd handle frontend backend what evidence",
+    ),
+    "ring.refused": LogEvent("a ring could not be connected; one end had died", "handle frontend backend why"),
+    "shutdown.refused": LogEvent("the agent in the guest could not be asked to shut down", "why"),
+    "upcall.ignored": LogEvent("Dom0 got an upcall that is none of its affairs", "what"),
+    "vbd.connected": LogEvent("a backend has mapped a frontend's ring", "vbd handle frontend backend"),
+    "zygote.died": LogEvent("a zygote is gone; the next order starts another", "role"),
+    "zygote.started": LogEvent("a zygote runs; without a role it is the base", "role pid"),
+}
