@@ -1,6 +1,7 @@
 """`python -m kernel`: boot a hypervisor. `python -m kernel doctor`: say what this host has."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def _first(group: BaseExceptionGroup[SpawnError]) -> BaseException:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """To whoever watches. Nobody may be left to: that is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
