@@ -40,18 +40,17 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
     """Create and start a guest. When it refuses, nothing is left behind."""
     _check(machine, config)
     images: list[Image] = []
-    record = machine.domains.add(config.name, Kind.GUEST)
     try:
         for disk in config.disk:
             images.append(await _open_image(Path(disk.target), disk.access == "ro"))
-        guest = Guest(record, config, _choose_cpu(machine, config), trio.current_time())
-        _add_vbds(machine, guest, images)
+        record = machine.domains.add(config.name, Kind.GUEST)
     except BaseException:
         for image in images:
             image.close()
-        machine.domains.remove(record.domid)
         raise
+    guest = Guest(record, config, _choose_cpu(machine, config), trio.current_time())
     machine.guests[record.domid] = guest
+    _add_vbds(machine, guest, images)
     machine.log.info("guest.created", name=config.name, memory=config.memory, cpu=guest.cpu)
     try:
         incarnation = _start(machine, guest)

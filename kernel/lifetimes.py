@@ -73,6 +73,7 @@ async def _live(machine: Machine, incarnation: Incarnation, body: Body, descript
         child = await machine.zygotes.spawn(body.role, identity, body.jail, body.config, descriptors)
     except SpawnError as error:
         _bury(machine, incarnation, str(error))
+        incarnation.link.close()
         return
     finally:
         packet.close_all(list(descriptors.values()))

@@ -56,7 +56,7 @@ class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     role: Module
     standby: bool = True
     cpus: Cpus | None = None
-    address_space: MemoryMib = 4096
+    address_space: MemoryMib = 2048
     heartbeat: Heartbeat = Heartbeat()
     restart: RestartPolicy = RestartPolicy()
     options: dict[str, str | int | float | bool] = {}

@@ -1,6 +1,7 @@
 """What a hung domain is doing: its threads as `py-spy` sees them, its Trio tasks as it sees itself, both into
 the log."""
 
+import os
 import signal
 import subprocess
 import sysconfig
@@ -32,9 +33,20 @@ async def sample(machine: Machine, incarnation: Incarnation) -> None:
         signal.pidfd_send_signal(incarnation.child.pidfd, signal.SIGUSR2)
     except ProcessLookupError:
         return
-    dump = await _py_spy_dump(incarnation.child.pid)
-    machine.log.warning("domain.sampled", **who(incarnation), threads=dump[:MAX_DUMP_BYTES].splitlines())
+    for pid in _interpreters(incarnation.child.pid):
+        dump = await _py_spy_dump(pid)
+        machine.log.warning("domain.sampled", **who(incarnation), threads=dump[:MAX_DUMP_BYTES].splitlines())
     await trio.sleep(TASKS_GRACE_S)
+
+
+def _interpreters(pid: int) -> list[int]:
+    """The domain's first process, and its children that run Python too: a guest's actor is its reaper's child."""
+    try:
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        own = os.readlink(f"/proc/{pid}/exe")
+        return [pid, *(child for child in children if os.readlink(f"/proc/{child}/exe") == own)]
+    except OSError:
+        return [pid]
 
 
 async def _py_spy_dump(pid: int) -> str:

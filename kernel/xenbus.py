@@ -7,7 +7,7 @@ import time
 
 from kernel.abi.hypercalls import XenbusConnect, XenbusConnected, XenbusFault
 from kernel.abi.ids import DomId, Peer
-from kernel.abi.status import DomainFault
+from kernel.abi.status import DomainFault, Refused
 from kernel.abi.upcalls import (
     BackendActive,
     BackendOffered,
@@ -138,6 +138,12 @@ def _introduce(machine: Machine, vbd: Vbd, backend: Incarnation) -> None:
 
 
 def _activate(machine: Machine, vbd: Vbd, backend: Incarnation, take_published: bool) -> None:
-    post(machine, backend, VbdImage(vbd.handle), descriptors=(machine.images[vbd.handle].take(),))
+    """A vbd whose image cannot be opened once more waits, as one without a driver does; others go on."""
+    try:
+        image = machine.images[vbd.handle].take()
+    except Refused as refusal:
+        machine.log.error("vbd.unserved", vbd=vbd.vdev, handle=vbd.handle, backend=str(backend.peer), why=refusal.why)
+        return
+    post(machine, backend, VbdImage(vbd.handle), descriptors=(image,))
     if vbd.frontend in machine.alive:
         post(machine, machine.alive[vbd.frontend], BackendActive(vbd.handle, backend.peer, take_published))

@@ -69,6 +69,7 @@ LOG_EVENTS = {
     "shutdown.refused": LogEvent("the agent in the guest could not be asked to shut down", "why"),
     "upcall.ignored": LogEvent("Dom0 got an upcall that is none of its affairs", "what"),
     "vbd.connected": LogEvent("a backend has mapped a frontend's ring", "vbd handle frontend backend"),
+    "vbd.unserved": LogEvent("the image could not be opened for a successor; the vbd waits", "vbd handle backend why"),
     "zygote.died": LogEvent("a zygote is gone; the next order starts another", "role"),
     "zygote.started": LogEvent("a zygote runs; without a role it is the base", "role pid"),
 }
