@@ -10,29 +10,11 @@ import os
 
 from domains.runtime import libc
 
-__all__ = ["gather_arenas", "settle"]
-
-_ARENA_BYTES = 1 << 20
-"""CPython's ARENA_SIZE (Objects/obmalloc.c, 3.10 and later)."""
-_ARENAS = 8
-"""About what a warm zygote fills; room left empty is copied too."""
-_OBJECT_BYTES = 400
+__all__ = ["settle"]
 
 _HUGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25
 _SYS_MADVISE = 28
-
-_pins: list[bytes] = []
-
-
-def gather_arenas() -> None:
-    """Make CPython take its arenas now, side by side, before the mappings of libraries come to lie between them.
-
-    One small object pins each; the rest of their space is free for what is imported next.
-    """
-    count = _ARENAS * _ARENA_BYTES // _OBJECT_BYTES
-    objects = [bytes(_OBJECT_BYTES) for _ in range(count)]
-    _pins.extend(objects[:: count // _ARENAS])
 
 
 def settle(proc: int) -> None:

@@ -3,8 +3,7 @@
 `python -m domains.runtime.zygote --control FD [--sockets FOLDER] [--tree PATH …] [--entry MODULE:FUNCTION]`
 
 The base zygote has what every role may see; one forked from it for a role has the role's modules too, behind its wall.
-The hypervisor starts it from its main thread, with LD_BIND_NOW=1 in the environment: lazy binding would write to
-a dozen pages in each child.
+The hypervisor starts it from its main thread: what dies with the hypervisor dies with that thread (PR_SET_PDEATHSIG).
 """
 
 import argparse
@@ -99,7 +98,6 @@ def _warm_up(entry: str) -> Entry:
     """Import what every domain uses. The collector rests meanwhile: what is imported stays."""
     gc.disable()
     sys.dont_write_bytecode = True
-    memory.gather_arenas()
     for name in NOT_FOR_DOMAINS:
         sys.modules[name] = None  # type: ignore[assignment]  # so that importing it fails at once (PEP 328's None)
     for name in WARM:

@@ -171,8 +171,8 @@ def limits(_descriptors: dict[str, int]) -> dict:
 
 ADDR_NO_RANDOMIZE = 0x0004_0000
 UML = (
-    "con=null initcall_blacklist=raid6_select_algo,init_zswap,init_btrfs_fs,init_jfs_fs,calibrate_xor_blocks,init_hostfs",
-    "pty.legacy_count=0 quiet stderr=0 loglevel=0",
+    "initcall_blacklist=raid6_select_algo,init_zswap,init_btrfs_fs,init_jfs_fs,calibrate_xor_blocks,init_hostfs",
+    "con=null pty.legacy_count=0 quiet stderr=0 loglevel=0",
 )
 
 
