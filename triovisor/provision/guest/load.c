@@ -3,8 +3,9 @@
  * load: puts a block device under load and says in one line of JSON what it did.
  *
  *   load DEVICE [op=read|write|fsync|verify] [order=random|sequential] [size=BYTES] [depth=1…32] [seconds=S] [span=BYTES]
- *        [seed=N]
+ *        [seed=N] [gaps_us=US]
  *   BYTES may end in k or m. Without options: op=read order=random size=4k depth=1 seconds=1, over the whole device.
+ *   SIGTERM ends it early, as if the time were over.
  *
  * All I/O is O_DIRECT. Depth 1 uses pread and pwrite, more uses Linux AIO (io_submit(2)).
  *   fsync   write, then fdatasync; each pair is one operation. Depth 1.
@@ -13,13 +14,16 @@
  *
  * Prints {"op", "order", "size", "depth", "operations", "seconds", "iops", "mb_s" (10^6 bytes), "p50_us", "p95_us",
  * "p99_us", "max_us", "gap_us": longest time without a completion, "errors"} and, for verify, "corrupt", "final": blocks
- * of the last reading. Exit status: 0, 1 where an error or a corrupt block was met, 2 for a wrong command line.
+ * of the last reading. With gaps_us it first prints `started`, and "gaps" lists the first 4096 times without a completion
+ * that were at least so long, each as [µs from the start to its end, µs that it lasted].
+ * Exit status: 0, 1 where an error or a corrupt block was met, 2 for a wrong command line.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <linux/fs.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -31,7 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_DEPTH = 32, ALIGN = 4096, MAX_SIZE = 4 << 20 };
+enum { MAX_DEPTH = 32, ALIGN = 4096, MAX_SIZE = 4 << 20, MAX_GAPS = 4096 };
 enum { FINE = 64, BUCKETS = 32 * FINE }; /* latencies in ns: 64 buckets for each power of two, so at most 1.6 % off */
 enum op { READ, WRITE, FSYNC, VERIFY };
 static const char *const OPS[] = {"read", "write", "fsync", "verify"};
@@ -40,7 +44,7 @@ static const char *const ORDERS[] = {"random", "sequential"};
 static struct options {
 	const char *device;
 	long op, order, depth;
-	uint64_t size, span, seed;
+	uint64_t size, span, seed, gaps_us;
 	double seconds;
 } options = {.op = READ, .depth = 1, .size = 4096, .seed = 88172645463325252, .seconds = 1};
 
@@ -48,6 +52,11 @@ static struct tally {
 	uint64_t operations, errors, corrupt, final, max_ns, gap_ns, started, last;
 	uint32_t buckets[BUCKETS];
 } tally;
+
+static struct gap {
+	uint64_t end_us, us;
+} gaps[MAX_GAPS];
+static unsigned gaps_listed;
 
 struct slot {
 	struct iocb request;
@@ -57,7 +66,8 @@ struct slot {
 };
 
 static int device;
-static uint64_t blocks, next_block, end_ns;
+static uint64_t blocks, next_block;
+static volatile uint64_t end_ns;
 static uint32_t *generations; /* verify: the last acknowledged one of each block; 0: never written */
 static bool *busy;
 
@@ -111,8 +121,11 @@ static void count(uint64_t started, bool failed)
 	tally.buckets[bucket_of(ns)]++;
 	if (ns > tally.max_ns)
 		tally.max_ns = ns;
-	if (end - tally.last > tally.gap_ns)
-		tally.gap_ns = end - tally.last;
+	uint64_t gap_ns = end - tally.last;
+	if (gap_ns > tally.gap_ns)
+		tally.gap_ns = gap_ns;
+	if (options.gaps_us && gap_ns >= options.gaps_us * 1000 && gaps_listed < MAX_GAPS)
+		gaps[gaps_listed++] = (struct gap){(end - tally.started) / 1000, gap_ns / 1000};
 	tally.last = end;
 }
 
@@ -211,7 +224,7 @@ static bool run_at_depth(struct slot *slots)
 		if (ready && syscall(SYS_io_submit, context, ready, requests) != ready)
 			return false;
 		long done = syscall(SYS_io_getevents, context, 1, MAX_DEPTH, events, NULL);
-		if (done < 0)
+		if (done < 0 && errno != EINTR)
 			return false;
 		ready = 0;
 		for (long i = 0; i < done; i++) {
@@ -255,6 +268,13 @@ static void report(void)
 	if (options.op == VERIFY)
 		printf(", \"corrupt\": %llu, \"final\": %llu", (unsigned long long)tally.corrupt,
 		       (unsigned long long)tally.final);
+	if (options.gaps_us) {
+		printf(", \"gaps\": [");
+		for (unsigned i = 0; i < gaps_listed; i++)
+			printf("%s[%llu, %llu]", i ? ", " : "", (unsigned long long)gaps[i].end_us,
+			       (unsigned long long)gaps[i].us);
+		printf("]");
+	}
 	printf("}\n");
 }
 
@@ -293,6 +313,8 @@ static bool parse_option(char *word)
 		return parse_bytes(value, &options.span);
 	if (!strcmp(word, "seed"))
 		return (options.seed = strtoull(value, NULL, 10)) != 0;
+	if (!strcmp(word, "gaps_us"))
+		return (options.gaps_us = strtoull(value, NULL, 10)) != 0;
 	if (!strcmp(word, "depth"))
 		return (options.depth = atol(value)) >= 1 && options.depth <= MAX_DEPTH;
 	if (!strcmp(word, "seconds"))
@@ -318,6 +340,12 @@ static bool open_device(void)
 	return blocks > (uint64_t)options.depth;
 }
 
+static void end_early(int number)
+{
+	(void)number;
+	end_ns = 0;
+}
+
 static bool run(void)
 {
 	static struct slot slots[MAX_DEPTH];
@@ -333,8 +361,14 @@ static bool run(void)
 		if (!generations || !busy)
 			return false;
 	}
-	tally.started = tally.last = now();
+	tally.started = now();
 	end_ns = tally.started + options.seconds * 1e9;
+	signal(SIGTERM, end_early);
+	if (options.gaps_us) {
+		puts("started");
+		fflush(stdout);
+	}
+	tally.last = now();
 	bool plain = options.op == FSYNC || (options.depth == 1 && options.op != VERIFY);
 	if (plain)
 		run_one_by_one(buffers);
@@ -352,7 +386,7 @@ int main(int argc, char **argv)
 		good = parse_option(argv[i]);
 	if (!good) {
 		fprintf(stderr, "usage: load DEVICE [op=read|write|fsync|verify] [order=random|sequential] [size=BYTES]\n"
-				"            [depth=1..32] [seconds=S] [span=BYTES] [seed=N]\n");
+				"            [depth=1..32] [seconds=S] [span=BYTES] [seed=N] [gaps_us=US]\n");
 		return 2;
 	}
 	options.device = argv[1];
