@@ -9,6 +9,7 @@ request came for ends with its zygote; it is then a zombie of the hypervisor's i
 whoever reaps a zygote also reaps that group (`waitid(P_PGID, zygote_pid, WEXITED)` until ECHILD).
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -138,15 +139,9 @@ class Zygote:
         """Give the request to the spare, or to a child made for it. Raises OSError when there is none to be had."""
         spare, self.spare = self.spare, None
         if spare is not None:
-            try:
-                packet.send(spare.line.orders, encode([request]), descriptors)
-            except OSError:
-                spare.close()  # somebody killed it
-            else:
-                return spare
-        born = self._bear_child(ahead=False)
-        packet.send(born.line.orders, encode([request]), descriptors)
-        return born
+            with contextlib.suppress(OSError):  # somebody killed it
+                return _hand_over(spare, request, descriptors)
+        return _hand_over(self._bear_child(ahead=False), request, descriptors)
 
     def _bear_child(self, *, ahead: bool) -> _Born:
         """Clone a child that waits for its order."""
@@ -208,6 +203,15 @@ class Zygote:
                 return
             else:
                 return
+
+
+def _hand_over(born: _Born, request: SpawnRequest, descriptors: list[int]) -> _Born:
+    try:
+        packet.send(born.line.orders, encode([request]), descriptors)
+    except OSError:
+        born.close()
+        raise
+    return born
 
 
 def _wait_writable(sock: socket.socket) -> None:
