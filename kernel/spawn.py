@@ -24,6 +24,9 @@ __all__ = ["Child", "SpawnError", "Zygotes"]
 SPAWN_DEADLINE_S = 30.0
 """For a zygote to answer. A jailed child takes 5 ms, a role's import a second on a loaded host."""
 
+SPARE_S = 2.0
+"""For the child that a zygote had cloned ahead to follow it."""
+
 _codec = Codec(ZygoteReply)
 
 
@@ -46,6 +49,7 @@ class _Zygote:
     """One zygote as the hypervisor sees it. `waiting` has who waits for which request."""
 
     socket: socket.socket
+    pid: int
     waiting: dict[RequestId, trio.MemorySendChannel[Child | SpawnFailed]] = field(default_factory=dict)
     dead: bool = False
 
@@ -87,7 +91,7 @@ class Zygotes:
             request = self._next_request()
             base = self._living_base()
             child = await self._ask(base, request, encode([ZygoteRequest(request, role)]), [theirs.fileno()])
-        zygote = _Zygote(ours)
+        zygote = _Zygote(ours, child.pid)
         self._nursery.start_soon(self._read_answers, zygote, role, child.pidfd)
         self._log.info("zygote.started", role=role, pid=child.pid)
         return zygote
@@ -98,15 +102,13 @@ class Zygotes:
             ours, theirs = packet.pair()
             with theirs:
                 command = [sys.executable, "-m", "domains.runtime.zygote", "--control", str(theirs.fileno())]
-                environment = {**os.environ, "LD_BIND_NOW": "1"}
                 process = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
-                    env=environment,
                 )
-            self._base = _Zygote(ours)
+            self._base = _Zygote(ours, process.pid)
             self._nursery.start_soon(self._read_answers, self._base, "", os.pidfd_open(process.pid))
             self._log.info("zygote.started", role="", pid=process.pid)
         return self._base
@@ -144,6 +146,13 @@ class Zygotes:
         zygote.socket.close()
         await trio.lowlevel.wait_readable(pidfd)
         _reap_dead(pidfd)
+        await self._reap_spare(zygote.pid)
+
+    async def _reap_spare(self, pid: int) -> None:
+        """A role's zygote clones its next child ahead. That one dies with it, in its process group, and is ours to reap."""
+        with trio.move_on_after(SPARE_S):
+            while _reap_group(pid):
+                await trio.sleep(0.01)
 
     def _next_request(self) -> RequestId:
         self._last_request += 1
@@ -165,6 +174,15 @@ def _hand_over(zygote: _Zygote, message: Spawned | SpawnFailed, descriptors: lis
         os.close(pidfd)
         return
     waiting.send_nowait(Child(message.pid, pidfd, message.jail, message.missing))
+
+
+def _reap_group(pid: int) -> bool:
+    """Reap what has died of a process group. False when there is none left of it."""
+    try:
+        os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _reap_dead(pidfd: int) -> None:

@@ -29,7 +29,7 @@ class Channel:
                     await trio.lowlevel.wait_writable(self.socket)
 
     async def receive(self) -> Packet:
-        """Take one packet; empty at the end of the stream. Raises DomainFault for one that was cut short, OSError on a reset."""
+        """Take one packet; empty at the end of the stream. Raises DomainFault for one cut short, OSError on a reset."""
         while True:
             try:
                 return packet.receive(self.socket)

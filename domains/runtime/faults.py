@@ -6,7 +6,7 @@ __all__ = ["FaultPoints"]
 
 
 class FaultPoints:
-    """Points that are armed to crash. Empty, as it is in every domain that nobody tampers with, it costs its user one look."""
+    """Points that are armed to crash. Empty, as in every domain that nobody tampers with, it costs its user one look."""
 
     def __init__(self) -> None:
         self._left: dict[str, int] = {}
@@ -29,5 +29,5 @@ class FaultPoints:
 
 
 def crash() -> None:
-    """Die by SIGSEGV, at once, with all threads. A real signal: PID 1 of a namespace cannot kill itself with SIGKILL."""
+    """Die by SIGSEGV, at once, with all threads: PID 1 of a namespace cannot kill itself with SIGKILL."""
     ctypes.string_at(0)

@@ -1,13 +1,12 @@
-"""A base zygote's life from exec to its last act: warm up, move into the template, serve, clean up.
+"""A base zygote's life from exec to its last act: warm up, move into the template, serve.
 
-`python -m domains.runtime.zygote --control FD [--sockets FOLDER] [--tree PATH …] [--entry MODULE:FUNCTION]`
+`python -m domains.runtime.zygote --control FD [--tree PATH …] [--entry MODULE:FUNCTION]`
 
 The base zygote has what every role may see; one forked from it for a role has the role's modules too, behind its wall.
 The hypervisor starts it from its main thread: what dies with the hypervisor dies with that thread (PR_SET_PDEATHSIG).
 """
 
 import argparse
-import contextlib
 import gc
 import importlib
 import os
@@ -15,7 +14,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from domains.runtime import birth, clone, jail, libc, memory, mounts, trees
 from domains.runtime.birth import Entry
@@ -37,61 +35,26 @@ HIGHEST_DOMAIN_UID = FIRST_UID + 0x7FFF
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _SocketsFolder:
-    """The folder that dies with the run, held open from before the host's file system went out of sight."""
-
-    parent: int
-    name: str
-
-    def remove(self) -> None:
-        """Remove it and the files in it; a folder in it stays, and keeps it: we made none."""
-        with contextlib.suppress(OSError):
-            folder = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.parent)
-            for name in os.listdir(folder):
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=folder)
-            os.rmdir(self.name, dir_fd=self.parent)
-
-
 def main() -> None:
-    """Serve until the control socket ends. The hypervisor's death is that too, so there is no PDEATHSIG here that
-    would kill before the folder is removed: SIGTERM takes its place, for a zygote that would not look.
-    """
+    """Serve until the control socket ends, as it does with the hypervisor. PDEATHSIG ends one that would not look."""
     options = _parser().parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=options.control)
     os.set_inheritable(options.control, False)
-    folder = _hold(options.sockets) if options.sockets else None
     entry = _warm_up(options.entry)
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     host = _prepare(proc, [*trees.interpreter_trees(), *trees.project_trees(), *options.tree])
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _terminated)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     memory.settle(proc)
-    try:
-        Zygote(control, host, entry).serve()
-    finally:
-        if folder is not None:
-            folder.remove()
+    Zygote(control, host, entry).serve()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zygote", description="clones jailed domains for a hypervisor")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the control socket")
-    parser.add_argument("--sockets", help="folder to remove at the end")
     parser.add_argument("--tree", action="append", default=[], help="a further path that domains may read")
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what a domain runs, module:function")
     return parser
-
-
-def _terminated(_number: int, _frame: object) -> None:
-    raise SystemExit(0)
-
-
-def _hold(folder: str) -> _SocketsFolder:
-    parent, name = os.path.split(os.path.abspath(folder))
-    return _SocketsFolder(os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name)
 
 
 def _warm_up(entry: str) -> Entry:
