@@ -9,6 +9,7 @@ A line that lost step is mended by the session itself: it sends HELLO, and hears
 
 import enum
 import struct
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +17,9 @@ from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTak
 from domains.guests.agent_frames import (
     CHUNK_BYTES,
     CREDIT_BYTES,
-    FILLER,
     HEADER,
     INPUT_WINDOW,
+    LINE_WINDOW,
     MAGIC,
     MAX_COMMANDS,
     OUTPUT_WINDOW,
@@ -44,6 +45,11 @@ class _GuestFault(Exception):
         super().__init__(what)
         self.what = what
         self.evidence = evidence
+
+
+NONCE_BYTES = 8
+_WANTED_BYTES: dict[int, int] = {From.READY: NONCE_BYTES, From.GOT: 4}
+"""What is looked at while out of step, and how much of its payload."""
 
 
 class _State(enum.Enum):
@@ -76,7 +82,9 @@ class AgentSession:
     def __init__(self) -> None:
         self._state = _State.BOOTING
         self._incoming = bytearray()
-        self._outgoing = bytearray()
+        self._outgoing: deque[bytes] = deque()
+        self._cut = b""
+        self._line_room = LINE_WINDOW
         self._commands: dict[CommandId, _Command] = {}
         self._last_id = 0
         self._nonce = 0
@@ -162,8 +170,8 @@ class AgentSession:
         self._state = _State.SYNCING
         self._nonce += 1
         self._incoming.clear()
-        self._outgoing = bytearray(FILLER)
-        self._send(To.HELLO, 0, struct.pack("<Q", self._nonce))
+        self._outgoing.clear()
+        self._send_hello()
         return self._lose_all()
 
     def close(self) -> list[Event]:
@@ -172,13 +180,28 @@ class AgentSession:
         return self._lose_all()
 
     def take_outgoing(self) -> bytes:
-        """All bytes that are to be sent now."""
-        taken = bytes(self._outgoing)
-        self._outgoing.clear()
-        return taken
+        """The bytes that are to be sent now, all of them: no more than the line takes."""
+        taken = bytearray()
+        while self._line_room > 0 and (self._cut or self._outgoing):
+            frame = self._cut or self._outgoing.popleft()
+            taken += frame[: self._line_room]
+            self._cut = frame[self._line_room :]
+            self._line_room -= len(frame) - len(self._cut)
+        return bytes(taken)
 
     def _send(self, kind: To, command: int, payload: bytes = b"") -> None:
-        self._outgoing += pack_frame(kind, command, payload)
+        self._outgoing.append(pack_frame(kind, command, payload))
+
+    def _send_hello(self) -> None:
+        self._send(To.HELLO, 0, struct.pack("<Q", self._nonce))
+
+    def _send_hello_to_the_deaf(self) -> None:
+        """The agent hears nothing else, so what we were in the middle of is void; and it may never tell what its
+        predecessor got. HELLO is short enough to be beyond the window."""
+        self._cut = b""
+        self._line_room = HEADER.size + NONCE_BYTES
+        self._outgoing.clear()
+        self._send_hello()
 
     def _free_id(self) -> CommandId:
         while True:
@@ -227,18 +250,27 @@ class AgentSession:
         return From(kind), CommandId(command), payload
 
     def _skip_to_answer(self) -> bool:
-        """Drop what stands before the READY that answers our HELLO. False: it has not come, or not enough of it."""
-        start = MAGIC + bytes((From.READY, 0, 0, 0))
-        nonce = struct.pack("<Q", self._nonce)
-        at = 0
-        while (at := self._incoming.find(start, at)) >= 0:
-            found = self._incoming[at + HEADER.size : at + HEADER.size + len(nonce)]
-            if found == nonce or len(found) < len(nonce):
-                del self._incoming[:at]
-                return found == nonce
-            at += 1
-        del self._incoming[: max(0, len(self._incoming) - len(start) + 1)]
-        return False
+        """Drop what stands before the READY that answers our HELLO; only GOT counts, and an agent that starts again.
+
+        False: the answer has not come, or not enough of it.
+        """
+        while True:
+            at = self._incoming.find(MAGIC)
+            del self._incoming[: at if at >= 0 else max(0, len(self._incoming) - len(MAGIC) + 1)]
+            if at < 0 or len(self._incoming) < HEADER.size:
+                return False
+            kind = self._incoming[4]
+            end = HEADER.size + _WANTED_BYTES.get(kind, 0)
+            if len(self._incoming) < end:
+                return False
+            told = int.from_bytes(self._incoming[HEADER.size : end], "little")
+            if kind == From.READY and told == self._nonce:
+                return True
+            if kind == From.READY and told == 0:
+                self._send_hello_to_the_deaf()
+            elif kind == From.GOT:
+                self._on_got(told)
+            del self._incoming[0]
 
     def _skip_filler(self) -> None:
         if self._incoming[:1] == b"\0":
@@ -251,7 +283,12 @@ class AgentSession:
             case From.STOPPING:
                 return self._on_stopping(payload)
             case From.ERROR:
-                return [Faulted(payload.decode(errors="replace"), {}, by_us=True), *self.resync()]
+                lost = self.resync()
+                self._send_hello_to_the_deaf()
+                return [Faulted(payload.decode(errors="replace"), {}, by_us=True), *lost]
+            case From.GOT:
+                self._on_got(int.from_bytes(payload, "little"))
+                return []
         known = self._commands.get(command)
         if known is None:
             raise _GuestFault("a frame for a command that does not run", kind=kind.name, command=command)
@@ -260,8 +297,9 @@ class AgentSession:
                 return [_on_output(known, command, OutputStream(kind - From.STDOUT + 1), payload)]
             case From.CREDIT:
                 return [_on_input_taken(known, command, payload)]
+        end = _on_exit(command, payload) if kind is From.EXIT else _on_failed(command, payload)
         del self._commands[command]
-        return [_on_exit(command, payload) if kind is From.EXIT else _on_failed(command, payload)]
+        return [end]
 
     def _on_ready(self, payload: bytes) -> list[Event]:
         """The first READY, or the one that answers HELLO. Any other is from an agent that was started again: it knows
@@ -272,9 +310,16 @@ class AgentSession:
             raise _GuestFault("bad READY from the agent", version=version, payload=payload.hex())
         release, boot_id, trouble = (word.decode(errors="replace") for word in words[:3])
         if self._state is _State.READY:
-            return self.resync()
+            lost = self.resync()
+            self._send_hello_to_the_deaf()
+            return lost
         self._state = _State.READY
+        self._line_room = LINE_WINDOW
         return [Ready(release, boot_id, trouble)]
+
+    def _on_got(self, size: int) -> None:
+        """One that tells of more than we sent only harms its own line."""
+        self._line_room = min(LINE_WINDOW, self._line_room + size)
 
     def _on_stopping(self, payload: bytes) -> list[Event]:
         if payload[0] not in ShutdownMode._value2member_map_:

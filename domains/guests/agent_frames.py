@@ -8,7 +8,7 @@ from typing import NewType
 from kernel.abi.status import Refused, Status
 
 __all__ = [
-    "CHUNK_BYTES", "CREDIT_BYTES", "FILLER", "HEADER", "INPUT_WINDOW", "MAGIC", "MAX_COMMANDS", "OUTPUT_WINDOW",
+    "CHUNK_BYTES", "CREDIT_BYTES", "HEADER", "INPUT_WINDOW", "LINE_WINDOW", "MAGIC", "MAX_COMMANDS", "OUTPUT_WINDOW",
     "VERSION", "CommandId", "From", "OutputStream", "ShutdownMode", "To", "fits", "pack_frame", "pack_start",
 ]  # fmt: skip
 
@@ -33,8 +33,8 @@ HEADER = struct.Struct("<4sBBHI")
 _MAX_TEXT = 2048
 """Longest READY, FAILED or ERROR."""
 
-FILLER = bytes(HEADER.size + MAX_START_BYTES)
-"""Ends whatever frame the guest's agent may be in the middle of."""
+LINE_WINDOW = 3072
+"""Bytes on their way to the guest that it has not said it got. More would end the line: see agent.c."""
 
 
 class To(enum.IntEnum):
@@ -60,6 +60,7 @@ class From(enum.IntEnum):
     CREDIT = 0x86
     STOPPING = 0x87
     ERROR = 0x88
+    GOT = 0x89
 
 
 _LENGTHS = {
@@ -71,6 +72,7 @@ _LENGTHS = {
     From.CREDIT: (4, 4),
     From.STOPPING: (1, 1),
     From.ERROR: (0, _MAX_TEXT),
+    From.GOT: (4, 4),
 }
 """What a payload's length may be."""
 

@@ -1,6 +1,7 @@
 """`python -m triovisor.provision [--bench] [--check]`: bring what guests need, and say what was done."""
 
 import argparse
+import os
 import sys
 
 from triovisor.provision.files import SetupError
@@ -35,12 +36,12 @@ def provide(*, bench: bool, check: bool) -> None:
         raise SetupError(f"missing packages; run: apt-get install {names}")
     if missing:
         _say("packages", f"installing {names}")
-        install_packages(missing)
+        install_packages(missing, is_root=os.geteuid() == 0)
     _say("packages", f"{len(wanted)} there, {len(missing)} of them new")
     if check:
         return
     programs, compiled = build_programs()
-    _say("programs", f"{' '.join(programs)} {'compiled' if compiled else 'already there'}")
+    _say("programs", f"{programs} {'compiled' if compiled else 'already there'}")
     initramfs, built = build_initramfs()
     _say("initramfs", f"{initramfs} ({initramfs.stat().st_size >> 10} KiB) {'built' if built else 'already there'}")
     lpj, measured = provide_lpj()

@@ -3,7 +3,7 @@
     $TRIOVISOR_CACHE, else ~/.cache/triovisor
       guest/initramfs.cpio       a link to initramfs-<content hash>.cpio
       guest/lpj                  this host's loops per jiffy, one number
-      guest/programs-<hash>/     the guest's programs, compiled from sources of that hash
+      guest/programs-<hash>      the guest's programs, compiled from sources of that hash
 """
 
 import os
@@ -63,13 +63,13 @@ def read_lpj() -> int | None:
         return None
 
 
-def publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes, permissions: int = 0o644) -> None:
     """Write a file at once and whole: a reader, or a second set-up at the same time, never sees half of it."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), permissions)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

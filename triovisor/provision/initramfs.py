@@ -12,7 +12,7 @@ from pathlib import Path
 from triovisor.provision import cpio
 from triovisor.provision.cpio import Entry
 from triovisor.provision.files import KERNEL, SetupError, find_program, guest_folder, publish
-from triovisor.provision.programs import build_programs
+from triovisor.provision.programs import PROGRAMS, build_programs
 
 __all__ = ["build_initramfs", "initramfs_entries"]
 
@@ -28,8 +28,8 @@ ETC = {
     "etc/group": b"root:x:0:\n",
     "etc/hosts": b"127.0.0.1 localhost\n",
 }
-OWN_NAMES = frozenset({"busybox", "init", "linuxrc"})
-"""Applets that get no link: the program itself, and what process 1 is here."""
+OWN_NAMES = frozenset({"busybox", "linuxrc", *PROGRAMS})
+"""Applets that get no link, since the name is taken."""
 
 
 def build_initramfs() -> tuple[Path, bool]:
@@ -38,7 +38,7 @@ def build_initramfs() -> tuple[Path, bool]:
     busybox = _busybox()
     content = cpio.archive(
         initramfs_entries(
-            {name: path.read_bytes() for name, path in programs.items()},
+            programs.read_bytes(),
             busybox.read_bytes(),
             _applets(busybox),
             {Path(name).name: path.read_bytes() for name, path in _modules().items()},
@@ -53,16 +53,16 @@ def build_initramfs() -> tuple[Path, bool]:
 
 
 def initramfs_entries(
-    programs: Mapping[str, bytes], busybox: bytes, applets: list[str], modules: Mapping[str, bytes]
+    programs: bytes, busybox: bytes, applets: list[str], modules: Mapping[str, bytes]
 ) -> list[Entry]:
-    """The archive's entries, folders first. `programs` must hold `init`; the others go to /bin."""
+    """The archive's entries, folders first. `programs` is the executable that is all of PROGRAMS."""
     entries = [cpio.folder(name, 0o1777 if name == "tmp" else 0o755) for name in FOLDERS]
     entries.append(cpio.character_device("dev/console", 5, 1))
-    entries.append(cpio.file("init", programs["init"], 0o755))
-    entries += [cpio.file(f"bin/{name}", code, 0o755) for name, code in sorted(programs.items()) if name != "init"]
+    entries.append(cpio.file("bin/programs", programs, 0o755))
+    entries.append(cpio.link("init", "bin/programs"))
+    entries += [cpio.link(f"bin/{name}", "programs") for name in PROGRAMS]
     entries.append(cpio.file("bin/busybox", busybox, 0o755))
-    taken = OWN_NAMES | programs.keys()
-    entries += [cpio.link(f"bin/{name}", "busybox") for name in sorted(applets) if name not in taken]
+    entries += [cpio.link(f"bin/{name}", "busybox") for name in sorted(applets) if name not in OWN_NAMES]
     entries += [cpio.file(f"lib/modules/{name}", code) for name, code in sorted(modules.items())]
     entries += [cpio.file(path, text) for path, text in sorted(ETC.items())]
     return entries

@@ -31,7 +31,8 @@ BASE = (
     Package("qemu-utils", "qemu-img", "disk images"),
     Package("e2fsprogs", "mke2fs", "file systems on them"),
     Package("gcc", "gcc", "compiles the guest's programs"),
-    Package("libc6-dev", "/usr/lib/x86_64-linux-gnu/libc.a", "what they are linked with"),
+    Package("musl-tools", "musl-gcc", "what they are linked with"),
+    Package("linux-libc-dev", "/usr/include/linux/aio_abi.h", "headers for them"),
 )
 BENCH = (Package("qemu-system-common", "qemu-storage-daemon", "the peer that `make bench` measures against"),)
 
@@ -43,14 +44,14 @@ def missing_packages(wanted: Sequence[Package]) -> list[Package]:
     return [package for package in wanted if not package.installed()]
 
 
-def install_packages(missing: Sequence[Package]) -> None:
+def install_packages(missing: Sequence[Package], *, is_root: bool) -> None:
     """Install with apt-get, whose progress is shown. Raises SetupError with the command that mends it."""
     names = [package.name for package in missing]
     command = f"apt-get install {' '.join(names)}"
     if find_program("apt-get") is None:
         wanted = ", ".join(f"{package.shown_by} ({package.purpose})" for package in missing)
         raise SetupError(f"no apt-get here; bring by your own package manager: {wanted}")
-    if os.geteuid() != 0:
+    if not is_root:
         raise SetupError(f"only root can install packages; run: sudo {command}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     options = ["-o", f"DPkg::Lock::Timeout={LOCK_TIMEOUT_S}"]

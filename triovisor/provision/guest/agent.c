@@ -2,7 +2,8 @@
 /*
  * agent: runs the host's commands in the guest, over one terminal line.
  *
- * Usage: agent LINE_FD [TROUBLE]     LINE_FD: a raw, non-blocking tty. TROUBLE: a line for the READY frame.
+ * Usage: agent LINE_FD [TROUBLE [again]]
+ *   LINE_FD: a raw, non-blocking tty. TROUBLE: a line for the READY frame. again: an earlier agent died on this line.
  *
  * Protocol, version 1. All numbers little-endian. A frame is a header of 12 bytes and a payload:
  *   0 u32 magic "TVA1"   4 u8 type   5 u8 zero   6 u16 id of the command, else 0   8 u32 length of the payload
@@ -17,13 +18,18 @@
  *   0x05 SIGNAL   u32 signal, to its process group     0x86 CREDIT   u32 bytes of input taken
  *   0x06 CREDIT   u8 stream 1|2, u32 bytes taken       0x87 STOPPING u8 mode: nothing more comes
  *   0x07 SHUTDOWN u8 mode, u32 grace in ms             0x88 ERROR    text: you broke the protocol
+ *                                                      0x89 GOT      u32 bytes read from the line
+ *
+ * The line: at most LINE_WINDOW bytes may be on their way to the guest that GOT has not told of. A tty buffers 4 KiB, and
+ * User-Mode Linux 6.1 never reads a line again that its tty once throttled (arch/um/drivers/line.c, line_unthrottle).
  *
  * Windows: at most OUTPUT_WINDOW bytes of each output stream, and INPUT_WINDOW of input, are sent and not yet taken.
  * So a reader that does not read stops its own stream and no other.
  * EXIT is a command's last frame. What it wrote before its end has been sent by then; what a child that outlives it
  * writes later is not sent.
  * A host that breaks the protocol gets ERROR; its commands are killed, and until its next HELLO nothing is heard.
- * HELLO is answered by READY with its nonce and kills what ran before. At its start the agent sends READY with nonce 0.
+ * HELLO is answered by READY with its nonce and kills what ran before; of what came up to HELLO no more GOT is sent.
+ * At its start the agent sends READY with nonce 0; one that was started again hears nothing until HELLO.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -43,16 +49,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "programs.h"
 #include "shutdown.h"
 
 enum { MAGIC = 0x31415654, HEADER = 12, VERSION = 1 };
 enum { CHUNK = 4096, START_MAX = 32 * 1024, OUTPUT_WINDOW = 32 * 1024, INPUT_WINDOW = 16 * 1024 };
+enum { LINE_WINDOW = 3072, GOT_EVERY = 1024 };
 enum { COMMANDS = 64, ARGUMENTS = 1024 };
 enum { CONTROL_ROOM = 16 * 1024 }; /* the line's queue always has room for every command's control frames */
 enum { QUEUE = 48 * 1024 };
 enum { STOPPING_WAIT_MS = 500 }; /* a host that does not read does not keep the guest up */
 enum { HELLO = 1, START, STDIN, INPUT_EOF, SIGNAL, CREDIT, SHUTDOWN };
-enum { READY = 0x81, FAILED, STDOUT, STDERR, EXIT, TAKEN, STOPPING, ERROR };
+enum { READY = 0x81, FAILED, STDOUT, STDERR, EXIT, TAKEN, STOPPING, ERROR, GOT };
 
 struct output {
 	int fd;          /* -1: ended */
@@ -80,6 +88,7 @@ static const char *trouble = "";
 
 static unsigned char received[HEADER + START_MAX];
 static size_t received_count;
+static uint32_t got; /* bytes read that no GOT has told of */
 static unsigned char queue[QUEUE];
 static size_t queue_start, queue_end;
 
@@ -287,6 +296,7 @@ static const char *unpack_start(unsigned char *at, const unsigned char *end, cha
 	for (unsigned i = 0; i < envc; i++)
 		if (!(words[n++] = next_string(&at, end)))
 			return NULL;
+	words[n] = NULL;
 	char *folder = next_string(&at, end);
 	if (at != end || !folder)
 		return NULL;
@@ -499,6 +509,7 @@ static void on_frame(int type, uint16_t id, unsigned char *payload, uint32_t len
 	if (type == HELLO) {
 		kill_all();
 		deaf = false;
+		got = 0;
 		send_ready(payload);
 	} else if (type == START) {
 		on_start(id, payload, length);
@@ -549,8 +560,14 @@ static bool parse(void)
 static void read_line(void)
 {
 	ssize_t count = read(line, received + received_count, sizeof received - received_count);
-	if (count > 0)
-		received_count += count;
+	if (count <= 0)
+		return;
+	received_count += count;
+	got += count;
+	if (got >= GOT_EVERY) {
+		put32(frame(GOT, 0, 4), got);
+		got = 0;
+	}
 }
 
 /* ---- the loop ---- */
@@ -565,7 +582,7 @@ static bool wants_output(const struct output *output)
 static void watch(struct pollfd *slots)
 {
 	bool room = queue_room() >= CONTROL_ROOM + HEADER + CHUNK;
-	short directions = (received_count < sizeof received ? POLLIN : 0) | (queue_end ? POLLOUT : 0);
+	short directions = (room && received_count < sizeof received ? POLLIN : 0) | (queue_end ? POLLOUT : 0);
 	slots[LINE_SLOT] = (struct pollfd){.fd = line, .events = directions};
 	slots[SIGNAL_SLOT] = (struct pollfd){.fd = room ? signals : -1, .events = POLLIN};
 	for (int i = 0; i < COMMANDS; i++) {
@@ -598,18 +615,20 @@ static void serve_commands(const struct pollfd *slots)
 	}
 }
 
-int main(int argc, char **argv)
+int agent_main(int argc, char **argv)
 {
 	static struct pollfd slots[SLOTS];
 	static const unsigned char no_nonce[8];
 	sigset_t children;
 	if (argc < 2) {
-		fprintf(stderr, "usage: agent LINE_FD [TROUBLE]\n");
+		fprintf(stderr, "usage: agent LINE_FD [TROUBLE [again]]\n");
 		return 2;
 	}
 	line = atoi(argv[1]);
 	trouble = argc > 2 ? argv[2] : "";
+	deaf = argc > 3;
 	fcntl(line, F_SETFD, FD_CLOEXEC);
+	prctl(PR_SET_NAME, "agent");
 	signal(SIGPIPE, SIG_IGN);
 	sigemptyset(&children);
 	sigaddset(&children, SIGCHLD);

@@ -38,13 +38,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "programs.h"
+
 #define LINE "/dev/tty1"
 #define AGENT "/bin/agent"
 #define NEW_ROOT "/newroot"
 #define MAX_MOUNTS 8
 #define DISKS_WAIT_S 10     /* a back end that does not answer holds the driver's probe up for ever */
 #define RESPAWN_WAIT_MS 1000 /* between two starts of an agent or a shell that ends at once */
-#define FILLER (32 * 1024 + 12) /* the longest frame: zeros that end whatever a dead agent left half sent */
+#define FILLER (4096 + 12) /* the agent's longest frame: zeros that end whatever a dead one left half sent */
 
 static char cmdline[4096];
 static char trouble[512]; /* what went wrong so far, one line; agent.c sends it in READY */
@@ -90,6 +92,16 @@ static void attach(const char *type, const char *folder)
 		complain("make folder", folder, errno);
 	else if (mount(type, folder, type, 0, NULL))
 		complain("mount", folder, errno);
+}
+
+/* What devtmpfs does not make and shells take for granted. */
+static void link_descriptors(void)
+{
+	static const char *const links[][2] = {{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"},
+		{"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"}};
+	for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+		if (symlink(links[i][0], links[i][1]))
+			complain("link", links[i][1], errno);
 }
 
 static void loopback_up(void)
@@ -226,9 +238,9 @@ static void unblock_signals(void)
 }
 
 /* Starts the agent from its descriptor, which stays good whatever becomes the root. */
-static pid_t start_agent(int agent, int line)
+static pid_t start_agent(int agent, int line, bool again)
 {
-	char number[16], *argv[] = {"agent", number, trouble, NULL};
+	char number[16], *argv[] = {"agent", number, trouble, again ? "again" : NULL, NULL};
 	char *env[] = {"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TERM=linux", NULL};
 	snprintf(number, sizeof number, "%d", line);
 	pid_t pid = vfork();
@@ -305,7 +317,7 @@ static void pace(const struct kept *child)
 }
 
 /* Keeps the agent running and reaps orphans; with a console, keeps a shell ready there too. Never returns. */
-static void keep(int agent, int line, bool with_console)
+_Noreturn static void keep(int agent, int line, bool with_console)
 {
 	char path[80], input[256];
 	sigset_t children;
@@ -313,7 +325,7 @@ static void keep(int agent, int line, bool with_console)
 	sigaddset(&children, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &children, NULL);
 	int signals = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
-	struct kept daemon = {.started_ms = now_ms(), .pid = line < 0 ? -1 : start_agent(agent, line)};
+	struct kept daemon = {.started_ms = now_ms(), .pid = line < 0 ? -1 : start_agent(agent, line, false)};
 	struct kept shell = {.pid = 0};
 	int console = with_console ? open_console(path, sizeof path) : -1;
 
@@ -328,7 +340,7 @@ static void keep(int agent, int line, bool with_console)
 			if (pid == daemon.pid) {
 				pace(&daemon);
 				end_half_sent_frame(line);
-				daemon = (struct kept){.started_ms = now_ms(), .pid = start_agent(agent, line)};
+				daemon = (struct kept){.started_ms = now_ms(), .pid = start_agent(agent, line, true)};
 			} else if (pid == shell.pid) {
 				pace(&shell);
 				shell.pid = 0;
@@ -357,13 +369,15 @@ static void run_root_init(void)
 	_exit(127);
 }
 
-int main(void)
+int init_main(void)
 {
 	char hostname[65];
 	attach("proc", "/proc");
 	attach("sysfs", "/sys");
 	attach("devtmpfs", "/dev");
 	attach("devpts", "/dev/pts");
+	attach("tmpfs", "/dev/shm");
+	link_descriptors();
 	read_text("/proc/cmdline", cmdline, sizeof cmdline);
 	if (option("tv.hostname=", 0, hostname, sizeof hostname) && sethostname(hostname, strlen(hostname)))
 		complain("set hostname", hostname, errno);

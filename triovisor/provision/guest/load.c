@@ -35,6 +35,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "programs.h"
+
 enum { MAX_DEPTH = 32, ALIGN = 4096, MAX_SIZE = 4 << 20, MAX_GAPS = 4096 };
 enum { FINE = 64, BUCKETS = 32 * FINE }; /* latencies in ns: 64 buckets for each power of two, so at most 1.6 % off */
 enum op { READ, WRITE, FSYNC, VERIFY };
@@ -379,7 +381,7 @@ static bool run(void)
 	return true;
 }
 
-int main(int argc, char **argv)
+int load_main(int argc, char **argv)
 {
 	bool good = argc > 1;
 	for (int i = 2; good && i < argc; i++)

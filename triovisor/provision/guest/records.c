@@ -29,6 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "programs.h"
+
 enum { SIZE = 4096, WORDS = SIZE / 8, BODY = 4, CRC_AT = 28 };
 enum { MAX_OUTAGES = 256, BUCKETS = 1 << 16, BUCKET_US = 20, RETRY_MS = 10, MAX_RETRIES = 500 };
 static const uint64_t MAGIC = 0x5644524f43455254; /* "TRECORDV" */
@@ -37,8 +39,7 @@ static uint32_t crc_table[256];
 static volatile sig_atomic_t stopped;
 
 struct options {
-	long long count, seconds, slow_ms, every_ms, acked;
-	uint64_t run;
+	long long count, seconds, slow_ms, every_ms, acked, run;
 };
 
 struct outage {
@@ -245,7 +246,7 @@ static bool parse_option(const char *word, struct options *options)
 	size_t length = value - word;
 	const struct { const char *name; long long *field; } known[] = {
 		{"count", &options->count}, {"seconds", &options->seconds}, {"slow_ms", &options->slow_ms},
-		{"every_ms", &options->every_ms}, {"acked", &options->acked}, {"run", (long long *)&options->run}};
+		{"every_ms", &options->every_ms}, {"acked", &options->acked}, {"run", &options->run}};
 	for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
 		if (strlen(known[i].name) == length && !strncmp(known[i].name, word, length)) {
 			*known[i].field = number;
@@ -255,7 +256,7 @@ static bool parse_option(const char *word, struct options *options)
 	return false;
 }
 
-int main(int argc, char **argv)
+int records_main(int argc, char **argv)
 {
 	struct options options = {.slow_ms = 20, .every_ms = 50, .acked = -1};
 	bool writes = argc > 2 && !strcmp(argv[1], "write"), verifies = argc > 2 && !strcmp(argv[1], "verify");

@@ -1,4 +1,4 @@
-"""A guest's agent over a stream socket, under Trio: the thin part that acts on what `agent.AgentSession` decides.
+"""A guest's agent over a stream socket, under Trio, with no Dom0 between: for tests of guest and session.
 
     async with trio.open_nursery() as nursery:
         link = AgentLink(line, on_fault=log_it)
@@ -8,12 +8,10 @@
         while (output := await command.receive()) is not None:
             ...
         command.end        # Exited, Failed or Lost
-
-The guest is not trusted: whoever waits for it here brings a deadline.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -75,22 +73,17 @@ class Command:
 
 
 class AgentLink:
-    """All commands of one guest's agent. `on_fault` is told when guest and host broke step; they find it again."""
+    """All commands of one guest's agent."""
 
-    def __init__(self, line: trio.SocketStream, on_fault: Callable[[Faulted], None]) -> None:
-        self._line = line
-        self._on_fault = on_fault
+    def __init__(self, line: trio.SocketStream) -> None:
+        self.line = line
+        self.faults: list[Faulted] = []
         self._session = AgentSession()
         self._commands: dict[CommandId, Command] = {}
         self._to_send = trio.Event()
         self._ready = trio.Event()
         self.ready: Ready | None = None
         self.stopping: ShutdownMode | None = None
-
-    @property
-    def started(self) -> bool:
-        """Commands can be started: guest and host are in step."""
-        return self._session.ready
 
     async def run(self) -> None:
         """Until the line ends, with the guest; every command still running is `Lost` then."""
@@ -103,7 +96,7 @@ class AgentLink:
             self._handle(self._session.close())
 
     async def wait_ready(self) -> Ready:
-        """Wait for the guest's agent. The caller sets a deadline: a guest need not have one."""
+        """Wait until commands can be started: at first, or again after guest and host were out of step."""
         await self._ready.wait()
         assert self.ready is not None
         return self.ready
@@ -138,7 +131,7 @@ class AgentLink:
 
     async def _read(self) -> None:
         try:
-            while data := await self._line.receive_some(READ_BYTES):
+            while data := await self.line.receive_some(READ_BYTES):
                 self._handle(self._session.receive(bytes(data)))
                 self._to_send.set()
         except trio.BrokenResourceError:
@@ -149,7 +142,7 @@ class AgentLink:
         try:
             while True:
                 if data := self._session.take_outgoing():
-                    await self._line.send_all(data)
+                    await self.line.send_all(data)
                 else:
                     self._to_send = trio.Event()
                     await self._to_send.wait()
@@ -157,6 +150,8 @@ class AgentLink:
             return
 
     def _handle(self, events: list[Event]) -> None:
+        if self._ready.is_set() and not self._session.ready:
+            self._ready = trio.Event()
         for event in events:
             match event:
                 case Ready():
@@ -165,7 +160,7 @@ class AgentLink:
                 case Stopping(mode):
                     self.stopping = mode
                 case Faulted():
-                    self._on_fault(event)
+                    self.faults.append(event)
                 case Output() | InputTaken():
                     self._commands[event.command].on_event(event)
                 case Exited() | Failed() | Lost():
