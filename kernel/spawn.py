@@ -24,8 +24,8 @@ __all__ = ["Child", "SpawnError", "Zygotes"]
 SPAWN_DEADLINE_S = 30.0
 """For a zygote to answer. A jailed child takes 5 ms, a role's import a second on a loaded host."""
 
-SPARE_S = 2.0
-"""For the child that a zygote had cloned ahead to follow it."""
+SPARE_LOOKS, SPARE_LOOK_S = 200, 0.01
+"""For the child that a zygote had cloned ahead to follow it: looked for so often, so far apart."""
 
 _codec = Codec(ZygoteReply)
 
@@ -149,10 +149,11 @@ class Zygotes:
         await self._reap_spare(zygote.pid)
 
     async def _reap_spare(self, pid: int) -> None:
-        """A role's zygote clones its next child ahead. That one dies with it, in its process group, and is ours to reap."""
-        with trio.move_on_after(SPARE_S):
-            while _reap_group(pid):
-                await trio.sleep(0.01)
+        """A role's zygote clones a child ahead. That one dies with it, in its process group, and is ours to reap."""
+        for _ in range(SPARE_LOOKS):
+            if not _reap_group(pid):
+                return
+            await trio.sleep(SPARE_LOOK_S)
 
     def _next_request(self) -> RequestId:
         self._last_request += 1

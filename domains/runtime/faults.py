@@ -6,7 +6,7 @@ __all__ = ["FaultPoints"]
 
 
 class FaultPoints:
-    """Points that are armed to crash. Empty, as in every domain that nobody tampers with, it costs its user one look."""
+    """Points that are armed to crash. Empty, as in a domain that nobody tampers with, it costs its user one look."""
 
     def __init__(self) -> None:
         self._left: dict[str, int] = {}
