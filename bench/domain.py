@@ -26,7 +26,7 @@ def measure_domain(run: Path, effort: Effort, say: Callable[[str], None]) -> lis
     """All rows of the group. A driver's standby is killed: its death is the order to start the next one."""
     starts_ms = []
     with start_ours(run / "domain", standby=True) as hypervisor:
-        standby = _latest_cloned(hypervisor)
+        standby = _first_standby(hypervisor)
         for _ in range(effort.domain_starts):
             time.sleep(QUIET_S)
             dead_ns = _kill(standby["pid"])
@@ -52,15 +52,21 @@ def _kill(pid: int) -> int:
         os.close(pidfd)
 
 
-def _latest_cloned(hypervisor: Ours) -> Event:
-    hypervisor.log.read()
-    return [event for event in hypervisor.log.events if is_event("domain.cloned", name=DRIVER)(event)][-1]
+def _first_standby(hypervisor: Ours) -> Event:
+    """The second incarnation of the driver, started."""
+    first = hypervisor.log.wait(is_event("driver.activated", name=DRIVER), "driver")
+    standby = _next_cloned(hypervisor, first)
+    hypervisor.log.wait(is_event("domain.started", peer=standby["peer"]), "standby")
+    return standby
 
 
 def _next_cloned(hypervisor: Ours, before: Event) -> Event:
-    generation = int(before["peer"].split(".")[1]) + 1
-    peer = f"{before['peer'].split('.')[0]}.{generation}"
+    peer = f"{before['peer'].split('.')[0]}.{_generation(before) + 1}"
     return hypervisor.log.wait(is_event("domain.cloned", peer=peer), "clone")
+
+
+def _generation(event: Event) -> int:
+    return int(event["peer"].split(".")[1])
 
 
 def _uss_mib(pid: int) -> float:
