@@ -1,10 +1,10 @@
 """A frontend's end of the block ring, one for each backend incarnation: granted memory, its pools, its indices."""
 
-import contextlib
 import os
 import socket
 
 from domains.frontends.pool import Pool
+from domains.virtio.queue import Segments
 from kernel.abi.io.blkif import (
     EVENT,
     PROD,
@@ -20,6 +20,7 @@ from kernel.abi.io.ring import COUNT_MASK, Sealed, make_fence, passes
 
 __all__ = ["Backing", "RingBroken"]
 
+_PACK = REQUEST.pack_into
 _RING = b"\x01"
 _DOORBELL_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -55,7 +56,7 @@ class Backing:
 
     @classmethod
     def create(cls) -> "Backing":
-        """A fresh ring with all its memory there: some milliseconds, so have one to spare. Raises OSError without memory."""
+        """A fresh ring, all its memory there. Takes milliseconds: have one to spare. Raises OSError without memory."""
         return cls()
 
     def attach_doorbell(self, doorbell: socket.socket) -> None:
@@ -66,18 +67,21 @@ class Backing:
     def post(self, ident: int, op: int, length: int, sector: int, place: int) -> None:
         """Fill the next slot. The caller has no more than `SLOTS` in flight; the backend sees it after `publish`."""
         posted = self._posted
-        at = REQUESTS_AT + (posted & SLOT_MASK) * REQUEST_BYTES
-        REQUEST.pack_into(self.out_view, at, ident, op, 0, length, sector, place)
+        _PACK(self.out_view, REQUESTS_AT + (posted & SLOT_MASK) * REQUEST_BYTES, ident, op, 0, length, sector, place)
         self._posted = (posted + 1) & COUNT_MASK
 
-    @property
-    def unpublished(self) -> int:
-        """Slots filled since the last `publish`."""
-        return (self._posted - self._published) & COUNT_MASK
+    def fill(self, place: int, view: memoryview, segments: Segments) -> None:
+        """Copy a request's data from the guest's memory to its place."""
+        target = self.out_view
+        for offset, size in segments:
+            target[place : place + size] = view[offset : offset + size]
+            place += size
 
     def publish(self) -> None:
         """Let the backend see what was posted, and ring if it asked for that."""
         before, posted = self._published, self._posted
+        if before == posted:
+            return
         self._out_words[PROD] = self._published = posted
         self._fence()
         if passes(posted, before, self._in_words[EVENT]):
@@ -86,8 +90,10 @@ class Backing:
     def ring_doorbell(self) -> None:
         """Wake the backend. A full doorbell has been rung already; a dead one is told by the hypervisor."""
         if self.doorbell is not None:
-            with contextlib.suppress(OSError):
+            try:
                 self.doorbell.send(_RING, _DOORBELL_FLAGS)
+            except OSError:
+                return
 
     def drain_doorbell(self) -> bool:
         """Take one ring of the doorbell. False when the other end is gone."""
@@ -99,6 +105,10 @@ class Backing:
         except OSError:
             return False
 
+    def has_responses(self) -> bool:
+        """Whether something is published and not taken. Where not, the backend will ring at the next response."""
+        return self._in_words[PROD] != self._taken
+
     def responses(self, in_flight: int) -> list[int]:
         """Response words published and not yet taken; they are taken by this. Raises RingBroken.
 
@@ -106,15 +116,13 @@ class Backing:
         """
         taken, published = self._taken, self._in_words[PROD]
         count = (published - taken) & COUNT_MASK
-        if count == 0:
-            return []
         if count > in_flight:
             raise RingBroken("rsp_prod runs ahead", f"rsp_prod {published}, taken {taken}, in flight {in_flight}")
         self._taken = published
         first, last = taken & SLOT_MASK, published & SLOT_MASK
         if first < last:
             return self._responses[first:last].tolist()
-        return self._responses[first:].tolist() + self._responses[:last].tolist()
+        return self._responses[first:].tolist() + self._responses[:last].tolist() if count else []
 
     def park(self) -> bool:
         """Ask for a ring at the next response. False when one has come meanwhile: take it first."""

@@ -1,7 +1,8 @@
-"""The block frontend: one data loop that serves all vbds of one guest, between its virtqueues and its backends' rings."""
+"""The block frontend: one data loop for all vbds of one guest, between its virtqueues and its backends' rings."""
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ __all__ = ["Backing", "BlkfrontLoop", "OnFault", "VbdFront"]
 
 OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 """`(handle, peer, what, evidence)`: that backend, or the guest where `peer` is None, broke the rules."""
+
 
 @dataclass(frozen=True, slots=True)
 class VbdFront:
@@ -42,18 +44,17 @@ class _Device:
             self.vbd,
             front.listen_socket,
             partial(session_for, front.sectors, read_only=front.read_only),
-            serve=self.serve,
             on_guest_fault=partial(self._on_fault, None),
         )
 
-    def serve(self) -> None:
+    def serve(self) -> bool:
         try:
-            if self.vbd.serve():
-                self._loop.again(self.serve)
+            return self.vbd.serve()
         except RingBroken as broken:
             self._distrust(broken)
         except QueueFault as fault:
             self._terminator.fail(fault.what, fault.evidence)
+        return True
 
     def offer(self, peer: Peer, backing: Backing) -> None:
         self._offered[peer] = backing
@@ -73,12 +74,12 @@ class _Device:
             return
         self._unwatch_doorbell()
         predecessor = self.vbd.peer
-        try:
-            self.vbd.activate(peer, backing, take_published=take_published)
-        except RingBroken as broken:
+        old, broken = self.vbd.activate(peer, backing, take_published=take_published)
+        if broken is not None:
             self._on_fault(predecessor, broken.what, broken.evidence)
         self._watch_doorbell()
-        self.serve()
+        if old is not None:
+            _release_aside(old)
 
     def withdraw(self, peer: Peer) -> None:
         if peer == self.vbd.peer:
@@ -87,7 +88,7 @@ class _Device:
             return
         backing = self._offered.pop(peer, None)
         if backing is not None:
-            backing.release()
+            _release_aside(backing)
 
     def _distrust(self, broken: RingBroken) -> None:
         self._unwatch_doorbell()
@@ -98,7 +99,6 @@ class _Device:
         backing = self.vbd.backing
         if backing is not None and not backing.drain_doorbell():
             self._unwatch_doorbell()
-        self.serve()
 
     def _watch_doorbell(self) -> None:
         if self.vbd.backing is not None and self.vbd.backing.doorbell is not None and self.vbd.link is Link.SERVING:
@@ -116,6 +116,11 @@ class _Device:
             backing.release()
 
 
+def _release_aside(backing: Backing) -> None:
+    """Unmapping and freeing 12 MiB takes milliseconds, which no guest shall wait for."""
+    threading.Thread(target=backing.release, name="release", daemon=True).start()
+
+
 class BlkfrontLoop:
     """All vbds of one guest, on one data loop. Methods may be called from any thread and do not wait.
 
@@ -124,10 +129,10 @@ class BlkfrontLoop:
     """
 
     def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault) -> None:
-        self._loop = DataLoop("blkfront")
+        self._loop = DataLoop("blkfront", self)
         self._devices = {front.handle: _Device(front, self._loop, on_fault) for front in vbds}
         self._vbds = [device.vbd for device in self._devices.values()]
-        self._loop.before_sleep = self._before_sleep
+        self._served = [device.serve for device in self._devices.values()]
 
     def start(self) -> None:
         """Begin to serve."""
@@ -169,7 +174,17 @@ class BlkfrontLoop:
         """What has happened so far, for each vbd."""
         return {handle: device.vbd.stats() for handle, device in self._devices.items()}
 
-    def _before_sleep(self) -> float | None:
-        """How long to sleep at most: a guest that does not look at what it was given is signalled again."""
-        waits = [vbd.nudge() for vbd in self._vbds if vbd.unseen()]
+    def serve(self) -> bool:
+        """For the loop: a turn of each vbd."""
+        found = False
+        for serve in self._served:
+            found = serve() or found
+        return found
+
+    def park(self) -> float | None:
+        """For the loop: sleep no longer than until a guest that does not look must be signalled again."""
+        for vbd in self._vbds:
+            if not vbd.park():
+                return 0
+        waits = [wait for vbd in self._vbds if (wait := vbd.guest.nudge()) is not None]
         return min(waits) if waits else None

@@ -12,11 +12,13 @@ __all__ = ["Entry", "Ledger"]
 
 _HEAD_MASK = MAX_SIZE - 1
 _HEAD_BITS = _HEAD_MASK.bit_length()
-_LAST_STATUS = max(RspStatus)
+_LAST_RESPONSE = max(RspStatus) << 16 | 0xFFFF
 
 Entry = tuple[int, int, int, int, Segments, int, int]
-"""`ident, op, sector, length, segments, status_at, place`: what was asked, where the guest's data and status byte are, where
-in the pool the data is."""
+"""`ident, op, sector, length, segments, status_at, place`: what was asked, where the guest's data and status byte are,
+where in the pool the data is."""
+
+_NO_ENTRY: Entry = (-1, 0, 0, 0, (), 0, 0)
 
 
 class Ledger:
@@ -42,17 +44,15 @@ class Ledger:
         """The request is posted."""
         self.entries[entry[0] & _HEAD_MASK] = entry
 
-    def answered(self, response: int) -> tuple[int, Entry]:
-        """Status and entry for a response word; the entry is struck out. Raises RingBroken for one never asked for."""
-        ident, status = response & 0xFFFF, response >> 16
-        head = ident & _HEAD_MASK
-        entry = self.entries.get(head)
-        if entry is None or entry[0] != ident:
-            raise RingBroken("response to no request", f"id {ident:#x}, status {status}")
-        if status > _LAST_STATUS:
-            raise RingBroken("unknown status", f"id {ident:#x}, status {status}")
-        del self.entries[head]
-        return status, entry
+    def strike_out(self, response: int) -> Entry:
+        """The entry that a response word answers, no longer in flight. Raises RingBroken for one never asked for."""
+        ident = response & 0xFFFF
+        entry = self.entries.pop(ident & _HEAD_MASK, _NO_ENTRY)
+        if entry[0] != ident:
+            raise RingBroken("response to no request", f"id {ident:#x}, status {response >> 16}")
+        if response > _LAST_RESPONSE:
+            raise RingBroken("unknown status", f"id {ident:#x}, status {response >> 16}")
+        return entry
 
     def clear(self) -> list[Entry]:
         """Forget everything; what it was, oldest first."""

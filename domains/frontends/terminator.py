@@ -1,4 +1,4 @@
-"""The end of a guest's vhost-user connection: it turns what the guest's device driver sets up into a queue for the vbd."""
+"""The end of a guest's vhost-user connection: what the guest's device driver sets up becomes the vbd's queue."""
 
 import contextlib
 import os
@@ -39,15 +39,13 @@ class Terminator:
         listener: socket.socket,
         session: Callable[[], Session],
         *,
-        serve: Callable[[], None],
         on_guest_fault: Callable[[str, str], None],
     ) -> None:
-        """`serve` is called when the guest kicks; `on_guest_fault(what, evidence)` when it broke a rule."""
+        """`on_guest_fault(what, evidence)` is called when the guest broke a rule."""
         self._loop = loop
         self._vbd = vbd
         self._listener = listener
         self._new_session = session
-        self._serve = serve
         self._on_guest_fault = on_guest_fault
         self._connection: Connection | None = None
         self._memory: GuestMemory | None = None
@@ -109,7 +107,7 @@ class Terminator:
         self._call = descriptor
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
-        self._vbd.set_call(descriptor)
+        self._vbd.guest.set_call(descriptor)
 
     def _start(self, started: QueueStarted) -> None:
         self._kick = started.kick
@@ -118,17 +116,17 @@ class Terminator:
         queue = SplitQueue(
             self._memory, started.layout, event_index=started.event_index, next_available=started.next_available
         )
-        self._loop.watch(self._kick, self._serve, edge=True)
-        self._vbd.start_queue(queue, self._memory.view)
-        self._serve()
+        self._loop.watch(self._kick, _kicked, edge=True)
+        self._vbd.guest.start(queue, self._memory.view)
 
     def _stop(self) -> None:
         if self._kick >= 0:
             self._loop.unwatch(self._kick)
             os.close(self._kick)
             self._kick = -1
-        if self._vbd.queue is not None:
-            self._next_available = self._vbd.queue.next_available
+        queue = self._vbd.guest.queue
+        if queue is not None:
+            self._next_available = queue.next_available
             self._vbd.stop_queue()
 
     def fail(self, what: str, evidence: str) -> None:
@@ -157,3 +155,7 @@ class Terminator:
 def session_for(sectors: int, *, read_only: bool) -> Session:
     """The device that a vbd of so many sectors is to its guest."""
     return Session(blk.features(read_only=read_only), blk.config_space(sectors))
+
+
+def _kicked() -> None:
+    """The loop is awake, and will look at its rings: that is all that a kick is for."""

@@ -1,53 +1,39 @@
 """The data path of one vbd in the guest's actor: from the virtqueue to the ring of its backend, and back.
 
-The guest's requests stay its own until a backend can take them: without one, or without room in the pool, they wait in the
-virtqueue. What a backend has taken is in the ledger, and goes to its successor when it dies.
+The guest's requests stay its own until a backend can take them: without one, or without room in the pool, they wait in
+the virtqueue. What a backend has taken is in the ledger, and goes to its successor when it dies.
 """
 
-import contextlib
 import enum
-import os
-import time
 from collections import deque
 from dataclasses import dataclass
+from time import monotonic
 
 from domains.frontends.backing import Backing, RingBroken
-from domains.frontends.ledger import Entry, Ledger
-from domains.virtio.blk import (
-    DEVICE_ID_BYTES,
-    DISCARD_SEGMENT,
-    MAX_DISCARD_SECTORS,
-    S_IOERR,
-    S_OK,
-    S_UNSUPP,
-    Request,
-    Type,
-    parse,
-)
-from domains.virtio.queue import Segments, SplitQueue
+from domains.frontends.guest_end import GuestEnd
+from domains.frontends.ledger import Ledger
+from domains.virtio import blk
+from domains.virtio.blk import S_IOERR, S_OK, S_UNSUPP, Request, Type
+from domains.virtio.queue import SplitQueue
 from kernel.abi.ids import Peer
 from kernel.abi.io.blkif import MAX_BYTES, SLOTS, Op, RspStatus
 
-__all__ = ["Switch", "Vbd", "VbdStats"]
+__all__ = ["Link", "Switch", "Vbd", "VbdStats"]
 
 TURN_REQUESTS = SLOTS
 """Requests posted before other vbds have their turn."""
 
 BATCH, BATCH_BYTES = 8, 65536
-"""The other side is told after so many requests or so much data: soon enough to work beside us, seldom enough to be cheap."""
-
-LOOK_AGAIN_S = 0.001
-"""How long a guest has to look at what it was given before it is signalled once more."""
-PATIENCE, PATIENT_LOOK_S = 20, 0.05
-"""After so many signals in a row the guest is busy rather than deaf."""
+"""The other side is told after so many requests or so much data: soon enough to work beside us, seldom enough to be
+cheap."""
 
 KEPT_SWITCHES = 1024
 """Switches remembered for `stats`."""
 
-_ONE = (1).to_bytes(8, "little")
 _GUEST_STATUS = {status: S_IOERR for status in RspStatus} | {RspStatus.OK: S_OK, RspStatus.UNSUPPORTED: S_UNSUPP}
 _STATUS_BYTES = bytes(_GUEST_STATUS[status] for status in sorted(RspStatus))
-_IN, _OUT, _READ, _WRITE = int(Type.IN), int(Type.OUT), int(Op.READ), int(Op.WRITE)
+_READ, _WRITE, _OK = int(Op.READ), int(Op.WRITE), int(RspStatus.OK)
+assert (_READ, _WRITE) == (Type.IN, Type.OUT)
 
 
 class Link(enum.Enum):
@@ -59,6 +45,9 @@ class Link(enum.Enum):
     """It is gone. What it had published may be taken, if its successor's `BackendActive` allows."""
     BROKEN = "broken"
     """It broke the ring's rules. Nothing of it is believed any more."""
+
+
+_SERVING = Link.SERVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,88 +78,50 @@ class VbdStats:
 class Vbd:
     """One vbd. Runs on the data loop's thread alone; `stats` may be asked from any.
 
-    `serve`, `activate` raise RingBroken, the backend's fault, or QueueFault, the guest's; both leave the vbd able to go on:
-    after the first with another backend, after the second with another queue.
+    `serve` raises RingBroken, the backend's fault, or QueueFault, the guest's. Both leave the vbd able to go on: after
+    the first with another backend, after the second with another queue.
     """
 
     def __init__(self, sectors: int, *, read_only: bool, serial: str) -> None:
+        self.guest = GuestEnd()
         self.link = Link.NONE
         self.peer: Peer | None = None
         self.backing: Backing | None = None
-        self.queue: SplitQueue | None = None
-        self._view = memoryview(b"")
-        self._call = -1
         self._sectors = sectors
         self._read_only = read_only
-        self._serial = serial.encode()[:DEVICE_ID_BYTES].ljust(DEVICE_ID_BYTES, b"\0")
+        self._serial = serial.encode()
         self._ledger = Ledger()
         self._orphaned = False
-        self._requests = self._answers = self._resignalled = 0
-        self._waiting_since = self._lost_at = 0.0
-        self._longest_gap_s = self._signalled_at = 0.0
-        self._nudges = 0
+        self._blocked = False
+        self._requests = self._answers = 0
+        self._waiting_since = self._lost_at = self._longest_gap_s = 0.0
         self._switches: deque[Switch] = deque(maxlen=KEPT_SWITCHES)
 
-    # The guest's side
-
-    def start_queue(self, queue: SplitQueue, view: memoryview) -> None:
-        """The guest has set up its queue in the memory `view`."""
-        self.queue, self._view = queue, view
-
     def stop_queue(self) -> None:
-        """The guest's queue is gone. What is in flight is finished for nobody; only then may a new queue's requests go."""
-        self.queue, self._view = None, memoryview(b"")
-        self._orphaned = self._orphaned or len(self._ledger) > 0
-
-    def set_call(self, descriptor: int) -> None:
-        """Signal the guest through `descriptor` from now on, the caller's to close; -1: not at all."""
-        self._call = descriptor
-
-    def unseen(self) -> bool:
-        """Whether the guest was given something and has not looked."""
-        return self.queue is not None and self.queue.unseen()
-
-    def nudge(self) -> float:
-        """Signal a guest again that has not looked for a while; seconds until the next time.
-
-        User-Mode Linux can lose an interrupt on its way to idle.
-        """
-        wait_s = LOOK_AGAIN_S if self._nudges < PATIENCE else PATIENT_LOOK_S
-        left_s = self._signalled_at + wait_s - time.monotonic()
-        if left_s > 0:
-            return left_s
-        nudges = self._nudges + 1
-        self._resignalled += 1
-        self._signal()
-        self._nudges = nudges
-        return wait_s
-
-    def _signal(self) -> None:
-        self._nudges = 0
-        self._signalled_at = time.monotonic()
-        if self._call >= 0:
-            with contextlib.suppress(OSError):
-                os.write(self._call, _ONE)
-
-    # The backend's side
+        """The guest's queue is gone. What is in flight ends for nobody, and before that nothing new is posted."""
+        self.guest.stop()
+        self._orphaned = self._blocked = self._orphaned or len(self._ledger) > 0
 
     def withdraw(self) -> None:
         """The backend in use is gone."""
-        if self.link is Link.SERVING:
+        if self.link is _SERVING:
             self.link = Link.WITHDRAWN
-            self._lost_at = time.monotonic()
+            self._lost_at = monotonic()
 
     def distrust(self) -> None:
         """The backend in use broke the rules."""
         self.link = Link.BROKEN
-        self._lost_at = time.monotonic()
+        self._lost_at = monotonic()
 
-    def activate(self, peer: Peer, backing: Backing, *, take_published: bool) -> None:
+    def activate(
+        self, peer: Peer, backing: Backing, *, take_published: bool
+    ) -> tuple[Backing | None, RingBroken | None]:
         """Use this backend from now on: post to it again, oldest first, what its predecessor has not answered.
 
-        Raises RingBroken, about the *predecessor*, when what it had published is wrong; the change is made all the same.
+        Returns the predecessor's ring, for the caller to release when there is time, and what was wrong with what it
+        had published: nothing more of it was taken then.
         """
-        began = time.monotonic()
+        began = monotonic()
         before, old, link = len(self._ledger), self.backing, self.link
         broken: RingBroken | None = None
         if old is not None and take_published and link is not Link.BROKEN:
@@ -179,21 +130,18 @@ class Vbd:
             except RingBroken as error:
                 broken = error
         taken = before - len(self._ledger)
-        if old is not None:
-            old.release()
-        self.peer, self.backing, self.link = peer, backing, Link.SERVING
+        self.peer, self.backing, self.link = peer, backing, _SERVING
         reposted = self._repost(backing)
-        now = time.monotonic()
+        now = monotonic()
         outage_s = now - self._lost_at if link in (Link.WITHDRAWN, Link.BROKEN) else 0.0
         self._switches.append(Switch(peer, taken, reposted, outage_s, now - began))
-        if broken is not None:
-            raise broken
+        return old, broken
 
     def _repost(self, backing: Backing) -> int:
         """Post the whole ledger to a fresh ring. It fits: it did before."""
         entries = self._ledger.clear()
-        if self._orphaned:
-            self._orphaned = False
+        orphaned, self._orphaned, self._blocked = self._orphaned, False, False
+        if orphaned:
             return 0
         for ident, op, sector, length, segments, status_at, _ in entries:
             place = 0
@@ -201,122 +149,124 @@ class Vbd:
                 place = backing.in_pool.take(length)
             elif op == _WRITE:
                 place = backing.out_pool.take(length)
-                self._copy_out(backing, segments, place)
+                backing.fill(place, self.guest.view, segments)
             self._ledger.enter((ident, op, sector, length, segments, status_at, place))
             backing.post(ident, op, length, sector, place)
         backing.publish()
         return len(entries)
 
-    # Both
-
     def serve(self) -> bool:
-        """Take what the backend has answered, post what the guest has asked. True when more is left for the next turn."""
+        """Take what the backend has answered, post what the guest has asked. False when there was nothing."""
         backing = self.backing
-        if backing is None or self.link is not Link.SERVING:
+        if backing is None or self.link is not _SERVING:
             return False
-        self._take_responses(backing)
-        more = self._post_requests(backing)
-        return not backing.park() or more
+        found = backing.has_responses()
+        if found:
+            self._take_responses(backing)
+        queue = self.guest.queue
+        if queue is not None and not self._blocked and queue.offers():
+            self._post_requests(queue, backing)
+            return True
+        return found
+
+    def park(self) -> bool:
+        """Ask guest and backend for a ring at what comes next. False when something has come."""
+        backing, queue = self.backing, self.guest.queue
+        if backing is None or self.link is not _SERVING:
+            return True
+        if queue is None or self._blocked:
+            return backing.park()
+        return backing.park() and queue.park()
 
     def _take_responses(self, backing: Backing) -> None:
-        responses = backing.responses(len(self._ledger))
+        """Everything that the backend has published. Then there is room again for what the guest asks next."""
+        entries = self._ledger.entries
+        responses = backing.responses(len(entries))
         if not responses:
             return
-        now = time.monotonic()
-        self._longest_gap_s = max(self._longest_gap_s, now - self._waiting_since)
+        now = monotonic()
+        if now - self._waiting_since > self._longest_gap_s:
+            self._longest_gap_s = now - self._waiting_since
         self._waiting_since = now
+        self._answers += len(responses)
         try:
-            for response in responses:
-                self._answer(backing, *self._ledger.answered(response))
+            self._answer(backing, responses)
         finally:
-            self._answers += len(responses)
-            if self._orphaned and not self._ledger:
-                self._orphaned = False
-            if self.queue is not None and self.queue.unsignalled:
-                self._signal_if_wanted(self.queue)
+            self._blocked = self._orphaned = self._orphaned and len(entries) > 0
+            self.guest.signal_if_wanted()
 
-    def _answer(self, backing: Backing, status: int, entry: Entry) -> None:
-        """Give one request back to the guest, and its place back to the pool."""
-        ident, op, _, length, segments, status_at, place = entry
-        queue, written = self.queue, 1
-        if op == _READ:
-            if status == 0 and not self._orphaned:
-                view, source, at = self._view, backing.in_view, place
-                for offset, size in segments:
-                    view[offset : offset + size] = source[at : at + size]
-                    at += size
-                written = length + 1
-            backing.in_pool.give_back(place, length)
-        elif op == _WRITE:
-            backing.out_pool.give_back(place, length)
-        if queue is None or self._orphaned:
-            return
-        self._view[status_at] = _STATUS_BYTES[status]
-        queue.publish(ident & 0xFF, written)
-        if length > BATCH_BYTES or queue.unsignalled >= BATCH:
-            self._signal_if_wanted(queue)
+    def _answer(self, backing: Backing, responses: list[int]) -> None:
+        """Give requests back to the guest, and their places back to the pools."""
+        strike_out, view, queue = self._ledger.strike_out, self.guest.view, self.guest.queue
+        publish = None if queue is None or self._orphaned else queue.publish
+        incoming, give_in, give_out = backing.in_view, backing.in_pool.give_back, backing.out_pool.give_back
+        for response in responses:
+            ident, op, _, length, segments, status_at, place = strike_out(response)
+            written = 1
+            if op == _READ:
+                give_in(place, length)
+                if publish and not response >> 16:
+                    written = length + 1
+                    for offset, size in segments:
+                        view[offset : offset + size] = incoming[place : place + size]
+                        place += size
+            elif op == _WRITE:
+                give_out(place, length)
+            if publish:
+                view[status_at] = _STATUS_BYTES[response >> 16]
+                publish(ident & 0xFF, written)
+                if length > BATCH_BYTES:
+                    self.guest.signal_if_wanted()
 
-    def _signal_if_wanted(self, queue: SplitQueue) -> None:
-        if queue.wants_signal():
-            self._signal()
-
-    def _post_requests(self, backing: Backing) -> bool:
-        """Post what the guest offers, until there is no more of it or no room. True when the turn's bound was reached."""
-        queue = self.queue
-        if queue is None or self._orphaned:
-            return False
-        if not self._ledger:
-            self._waiting_since = time.monotonic()
+    def _post_requests(self, queue: SplitQueue, backing: Backing) -> None:
+        """Post what the guest offers, until there is no more of it, or no room, or others must have their turn."""
+        if not self._ledger.entries:
+            self._waiting_since = monotonic()
+        take, parse, view, post = queue.take, blk.parse, self.guest.view, self._post
+        unpublished = 0
         try:
             for _ in range(TURN_REQUESTS):
-                chain = queue.take()
+                chain = take()
                 if chain is None:
-                    if queue.park():
-                        return False
-                    continue
+                    return
                 head, readable, writable = chain
-                request = parse(self._view, readable, writable)
-                if not self._post(queue, backing, head, request):
+                length = post(queue, backing, head, parse(view, readable, writable))
+                if length < 0:
                     queue.untake()
-                    return False
-                if backing.unpublished >= BATCH or request[3] > BATCH_BYTES:
+                    self._blocked = True
+                    return
+                unpublished += 1
+                if unpublished == BATCH or length > BATCH_BYTES:
                     backing.publish()
-            return True
+                    unpublished = 0
         finally:
-            if backing.unpublished:
-                backing.publish()
-            if queue.unsignalled:
-                self._signal_if_wanted(queue)
+            backing.publish()
+            self.guest.signal_if_wanted()
 
-    def _post(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> bool:
-        """Post one request, or answer it here. False when there is no room for it yet."""
+    def _post(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> int:
+        """Post one request, or answer it here. Its bytes of data, or -1 when there is no room for it yet."""
         kind, sector, segments, length, status_at = request
+        if kind > _WRITE:
+            return self._post_other(queue, backing, head, request)
+        if not 0 < length <= MAX_BYTES or length & 511 or sector + (length >> 9) > self._sectors:
+            return self._answer_here(queue, head, status_at, S_IOERR)
+        if kind == _READ:
+            place = backing.in_pool.take(length)
+        elif self._read_only:
+            return self._answer_here(queue, head, status_at, S_IOERR)
+        else:
+            place = backing.out_pool.take(length)
+            if place > 0:
+                backing.fill(place, self.guest.view, segments)
+        if place < 0:
+            return -1
         ident = self._ledger.ident(head)
-        if kind == _IN or kind == _OUT:
-            if (
-                not 0 < length <= MAX_BYTES or length & 511 or sector + (length >> 9) > self._sectors
-                or (kind == _OUT and self._read_only)
-            ):  # fmt: skip
-                return self._answer_here(queue, head, status_at, S_IOERR)
-            pool = backing.out_pool if kind == _OUT else backing.in_pool
-            place = pool.take(length)
-            if place < 0:
-                return False
-            if kind == _OUT:
-                self._copy_out(backing, segments, place)
-            backing.post(ident, kind, length, sector, place)
-            self._ledger.entries[head] = (ident, kind, sector, length, segments, status_at, place)
-            self._requests += 1
-            return True
-        return self._post_other(queue, backing, head, ident, request)
+        backing.post(ident, kind, length, sector, place)
+        self._ledger.entries[head] = (ident, kind, sector, length, segments, status_at, place)
+        self._requests += 1
+        return length
 
-    def _copy_out(self, backing: Backing, segments: Segments, place: int) -> None:
-        view, target, at = self._view, backing.out_view, place
-        for offset, size in segments:
-            target[at : at + size] = view[offset : offset + size]
-            at += size
-
-    def _post_other(self, queue: SplitQueue, backing: Backing, head: int, ident: int, request: Request) -> bool:
+    def _post_other(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> int:
         """The requests that move no data through the pool."""
         kind, _, segments, length, status_at = request
         sector = size = 0
@@ -325,47 +275,36 @@ class Vbd:
                 op = Op.FLUSH
             case Type.DISCARD:
                 op = Op.DISCARD
-                sector, size, refusal = self._discard(segments, length)
-                if refusal != S_OK:
-                    return self._answer_here(queue, head, status_at, refusal)
+                sector, size, status = blk.discarded(self.guest.view, segments, length)
+                if status == S_OK and (self._read_only or sector + (size >> 9) > self._sectors):
+                    status = S_IOERR
+                if status != S_OK:
+                    return self._answer_here(queue, head, status_at, status)
             case Type.GET_ID:
-                written = self._write_serial(segments)
+                written = blk.write_serial(self.guest.view, segments, self._serial)
                 return self._answer_here(queue, head, status_at, S_OK, written)
             case _:
                 return self._answer_here(queue, head, status_at, S_UNSUPP)
+        ident = self._ledger.ident(head)
         backing.post(ident, op, size, sector, 0)
         self._ledger.enter((ident, op, sector, size, (), status_at, 0))
         self._requests += 1
-        return True
+        return 0
 
-    def _discard(self, segments: Segments, length: int) -> tuple[int, int, int]:
-        """Sector, bytes and status of a discard; the guest's words are read once."""
-        if length != DISCARD_SEGMENT.size:
-            return 0, 0, S_IOERR
-        raw = b"".join(self._view[at : at + size].tobytes() for at, size in segments)
-        sector, sectors, flags = DISCARD_SEGMENT.unpack(raw)
-        if flags:
-            return 0, 0, S_UNSUPP
-        if self._read_only or not 0 < sectors <= MAX_DISCARD_SECTORS or sector + sectors > self._sectors:
-            return 0, 0, S_IOERR
-        return sector, sectors << 9, S_OK
-
-    def _write_serial(self, segments: Segments) -> int:
-        written = 0
-        for at, size in segments:
-            part = self._serial[written : written + size]
-            self._view[at : at + len(part)] = part
-            written += len(part)
-        return written
-
-    def _answer_here(self, queue: SplitQueue, head: int, status_at: int, status: int, written: int = 0) -> bool:
-        """Answer without a backend."""
-        self._view[status_at] = status
+    def _answer_here(self, queue: SplitQueue, head: int, status_at: int, status: int, written: int = 0) -> int:
+        """Answer without a backend. 0: it moves no data."""
+        self._ledger.ident(head)
+        self.guest.view[status_at] = status
         queue.publish(head, written + 1)
-        return True
+        return 0
 
     def stats(self) -> VbdStats:
         """What has happened so far."""
         return VbdStats(
-            self._requests, self._answers, len(self._ledger), self._longest_gap_s, self._resignalled, tuple(self._switches)
+            requests=self._requests,
+            answers=self._answers,
+            in_flight=len(self._ledger),
+            longest_gap_s=self._longest_gap_s,
+            resignalled=self.guest.resignalled,
+            switches=tuple(self._switches),
         )

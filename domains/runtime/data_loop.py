@@ -10,7 +10,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import NoReturn
+from os import sched_yield
+from time import monotonic
+from typing import NoReturn, Protocol
 
 __all__ = ["DataLoop"]
 
@@ -18,6 +20,13 @@ Handler = Callable[[], None]
 
 _MAX_EVENTS = 64
 """Taken from epoll at once; the rest comes with the next turn."""
+_ROUNDS = 64
+"""Rounds of the rings before descriptors are looked at again."""
+LINGER_S = 150e-6
+"""How long the rings are looked at before the loop sleeps. A guest that waits for each request was measured to need
+110 µs from an answer to its next request; a sleep and a wake-up across CPUs cost 50 µs."""
+_MAX_MISSES = 6
+"""Each time that nothing came doubles how many sleeps begin at once, up to 2 to this power: idle guests are free."""
 _CRASHED = 70
 """EX_SOFTWARE, `sysexits.h`."""
 
@@ -28,20 +37,34 @@ def _die(error: BaseException) -> NoReturn:
     os._exit(_CRASHED)
 
 
-class DataLoop:
-    """A thread that waits for descriptors and calls their handlers. A handler bounds its work, for all others wait."""
+class Rings(Protocol):
+    """The rings that a loop serves, beside the descriptors that it watches."""
 
-    def __init__(self, name: str, *, on_crash: Callable[[BaseException], None] = _die) -> None:
+    def serve(self) -> bool:
+        """Do a bounded part of what there is to do. False when there was nothing."""
+
+    def park(self) -> float | None:
+        """Ask every peer to ring when there is something. Seconds to sleep at most; 0: something has come."""
+
+
+class DataLoop:
+    """A thread that serves rings and waits for descriptors. Handlers bound their work, for all others wait.
+
+    Before it sleeps the loop lingers: it looks at its rings for a little longer, giving way to other threads, and does
+    not ask to be rung. That saves a sleep and two wake-ups on the way of every request of a guest that waits for each.
+    """
+
+    def __init__(self, name: str, rings: Rings, *, on_crash: Callable[[BaseException], None] = _die) -> None:
         """`name` is the thread's. `on_crash` gets what a handler raised, when the loop has ended because of it."""
         self.turns = 0
-        self.before_sleep: Callable[[], float | None] = lambda: None
+        self._rings = rings
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
-        self._again: list[Handler] = []
         self._commands: deque[Handler] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wakeable = threading.Lock()
         self._stopping = False
+        self._misses = self._skips = 0
         self._on_crash = on_crash
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.watch(self._wake, self._obey)
@@ -83,7 +106,7 @@ class DataLoop:
                 os.eventfd_write(self._wake, 1)
 
     def watch(self, descriptor: int, handler: Handler, *, edge: bool = False) -> None:
-        """Call `handler` when the descriptor is readable or hung up; with `edge`, once for each write, with nothing to drain.
+        """Call `handler` when the descriptor is readable or hung up; with `edge`, once for each write, nothing drained.
 
         Raises OSError for a descriptor that cannot be waited for. On the loop's thread, or before it starts.
         """
@@ -94,10 +117,6 @@ class DataLoop:
         """Forget a descriptor, before it is closed."""
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
-
-    def again(self, handler: Handler) -> None:
-        """Call `handler` in the next turn, which does not sleep: it has more to do and lets others go first."""
-        self._again.append(handler)
 
     def _obey(self) -> None:
         os.eventfd_read(self._wake)
@@ -113,11 +132,29 @@ class DataLoop:
     def _turn_until_stopped(self) -> None:
         poll, handlers = self._epoll.poll, self._handlers
         while not self._stopping:
-            postponed, self._again = self._again, []
-            for descriptor, _ in poll(0 if postponed else self.before_sleep(), _MAX_EVENTS):
+            timeout_s = 0 if self._linger() else self._rings.park()
+            for descriptor, _ in poll(timeout_s, _MAX_EVENTS):
                 handler = handlers.get(descriptor)
                 if handler is not None:
                     handler()
-            for handler in postponed:
-                handler()
             self.turns += 1
+
+    def _linger(self) -> bool:
+        """Serve the rings until nothing has come for a while, or others must have their turn: True then."""
+        serve = self._rings.serve
+        for _ in range(_ROUNDS):
+            if serve():
+                self._misses = 0
+                continue
+            if self._skips:
+                self._skips -= 1
+                return False
+            until_s = monotonic() + LINGER_S
+            while not serve():
+                if monotonic() > until_s:
+                    self._misses = min(self._misses + 1, _MAX_MISSES)
+                    self._skips = (1 << self._misses) - 1
+                    return False
+                sched_yield()
+            self._misses = 0
+        return True

@@ -8,14 +8,14 @@ from domains.virtio.queue import QueueFault, Segments
 from kernel.abi.io.blkif import MAX_BYTES, SECTOR_BYTES
 
 __all__ = [
-    "DEVICE_ID_BYTES", "DISCARD_SEGMENT", "MAX_DISCARD_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type",
-    "config_space", "features", "parse",
+    "MAX_DISCARD_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type", "config_space", "discarded", "features",
+    "parse", "write_serial",
 ]  # fmt: skip
 
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
 """VIRTIO_BLK_S_*, the status byte, §5.2.6."""
 
-DEVICE_ID_BYTES = 20
+_DEVICE_ID_BYTES = 20
 """What GET_ID asks for, §5.2.6."""
 
 SEG_MAX = 254
@@ -30,8 +30,8 @@ MAX_DISCARD_SECTORS = 1 << 22
 _F_SIZE_MAX, _F_SEG_MAX, _F_RO, _F_BLK_SIZE, _F_FLUSH, _F_DISCARD = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 13
 
 _HEADER = struct.Struct("<IIQ")
-_HEADER_BYTES = _HEADER.size
-DISCARD_SEGMENT = struct.Struct("<QII")
+_HEADER_BYTES, _HEADER_AT = _HEADER.size, _HEADER.unpack_from
+_DISCARD_SEGMENT = struct.Struct("<QII")
 """`struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags (bit 0 UNMAP; must be 0 for a discard)."""
 
 _CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
@@ -48,7 +48,7 @@ class Type(enum.IntEnum):
     DISCARD = 11
 
 
-_KNOWN = frozenset(Type)
+_IN, _KNOWN = int(Type.IN), frozenset(Type)
 
 Request = tuple[int, int, Segments, int, int]
 """A request as the guest laid it out: type, sector, data segments, bytes of data, where its status byte goes."""
@@ -88,10 +88,11 @@ def parse(view: memoryview, readable: Segments, writable: Segments) -> Request:
     Writes take data from the readable part, all others from or into the rest of both. Framing is the driver's
     affair (§2.7.4.1), but Linux gives header and status a descriptor each, and that has the fast way.
     """
-    at, header_bytes = readable[0] if readable else (0, 0)
-    status_at, status_bytes = writable[-1] if writable else (0, 0)
-    if header_bytes == _HEADER_BYTES and status_bytes == 1:
-        kind, _, sector = _HEADER.unpack_from(view, at)
+    if readable and writable and readable[0][1] == _HEADER_BYTES and writable[-1][1] == 1:
+        kind, _, sector = _HEADER_AT(view, readable[0][0])
+        status_at = writable[-1][0]
+        if kind == _IN and len(readable) == 1 and len(writable) == 2:
+            return kind, sector, writable[:1], writable[0][1], status_at
         outgoing, incoming = readable[1:], writable[:-1]
     else:
         kind, sector, outgoing, incoming, status_at = _split(view, readable, writable)
@@ -121,6 +122,30 @@ def _split(view: memoryview, readable: Segments, writable: Segments) -> _Split:
     incoming = writable[:-1] if length == 1 else (*writable[:-1], (at, length - 1))
     kind, _, sector = _HEADER.unpack(header)
     return _Split(kind, sector, tuple(outgoing), incoming, at + length - 1)
+
+
+def discarded(view: memoryview, segments: Segments, length: int) -> tuple[int, int, int]:
+    """Sector, bytes and status of a DISCARD with that data; the guest's words are read once."""
+    if length != _DISCARD_SEGMENT.size:
+        return 0, 0, S_IOERR
+    raw = b"".join(view[at : at + size].tobytes() for at, size in segments)
+    sector, sectors, flags = _DISCARD_SEGMENT.unpack(raw)
+    if flags:
+        return 0, 0, S_UNSUPP
+    if not 0 < sectors <= MAX_DISCARD_SECTORS:
+        return 0, 0, S_IOERR
+    return sector, sectors * SECTOR_BYTES, S_OK
+
+
+def write_serial(view: memoryview, segments: Segments, serial: bytes) -> int:
+    """Answer a GET_ID with a serial of at most 20 bytes, padded with zeros. Bytes written."""
+    padded = serial[:_DEVICE_ID_BYTES].ljust(_DEVICE_ID_BYTES, b"\0")
+    written = 0
+    for at, size in segments:
+        part = padded[written : written + size]
+        view[at : at + len(part)] = part
+        written += len(part)
+    return written
 
 
 def _merged(segments: Segments) -> Segments:

@@ -21,8 +21,14 @@ _NO_INTERRUPT = 1
 """VIRTQ_AVAIL_F_NO_INTERRUPT, §2.7.6."""
 
 _DESCRIPTOR = struct.Struct("<QIHH")
-_THREE = struct.Struct("<QIHHQIHHQIHH")
+_THREE = struct.Struct("<6Q")
 _THREE_BYTES = _THREE.size
+_DESCRIPTOR_AT, _THREE_AT = _DESCRIPTOR.unpack_from, _THREE.unpack_from
+_U32 = 0xFFFF_FFFF
+_META_MASK, _INDIRECT_THREE = 0xFFFF_FFFF_FFFF, _THREE_BYTES | _INDIRECT << 32
+"""Length and flags of an indirect descriptor that has three; its `next` means nothing."""
+_TO_SECOND = _NEXT | 1 << 16
+_TO_THIRD = frozenset({_NEXT | 2 << 16, _NEXT | _WRITE | 2 << 16})
 
 Segments = tuple[tuple[int, int], ...]
 """Pieces of guest memory, `(offset in the view, length)`, all within it, none empty."""
@@ -66,10 +72,11 @@ class SplitQueue:
         self._base = memory.base
         self._end = memory.size
         self._table = layout.descriptors
+        self._descriptors = view[layout.descriptors : layout.descriptors + 16 * size].cast("Q")
         self._available = view[layout.available : layout.available + 6 + 2 * size].cast("H")
         used = view[layout.used : layout.used + 6 + 8 * size]
         self._used_words = used.cast("H")
-        self._used_pairs = used[: 4 + 8 * size].cast("I")
+        self._used_pairs = used[4 : 4 + 8 * size].cast("Q")
         self._event_index = event_index
         self._next = self._seen = next_available
         self._used = self._signalled = self._used_words[1]
@@ -80,52 +87,59 @@ class SplitQueue:
         """Index of the first buffer not taken (§2.7.6)."""
         return self._next
 
+    def offers(self) -> bool:
+        """Whether there is something to take. Where not, the guest will kick at the next buffer."""
+        return self._available[1] != self._next
+
     def take(self) -> Chain | None:
         """The next buffer that the guest offers, or None."""
         position = self._next
-        if position == self._seen:
-            self._seen = self._available[1]
-            offered = (self._seen - position) & 0xFFFF
-            if not offered:
-                return None
-            if offered > self.size:
-                raise QueueFault("avail.idx runs ahead", f"idx {self._seen}, taken {position}, size {self.size}")
+        if position == self._seen and not self._look(position):
+            return None
         head = self._available[2 + (position & self._mask)]
         if head >= self.size:
             raise QueueFault("head out of range", f"head {head}, size {self.size}")
-        address, length, flags, following = first = _DESCRIPTOR.unpack_from(self._view, self._table + 16 * head)
-        if not flags & _INDIRECT:
-            readable, writable = self._walk(self._own_chain(first))
-        elif length == _THREE_BYTES and not flags & _NEXT:
-            readable, writable = self._three(address)
+        descriptors = self._descriptors
+        if descriptors[2 * head + 1] & _META_MASK == _INDIRECT_THREE:
+            readable, writable = self._three(descriptors[2 * head])
         else:
-            readable, writable = self._walk(self._indirect_chain(first))
+            first = _DESCRIPTOR_AT(self._view, self._table + 16 * head)
+            chain = self._indirect_chain(first) if first[2] & _INDIRECT else self._own_chain(first)
+            readable, writable = self._walk(chain)
         self._next = (position + 1) & 0xFFFF
         return head, readable, writable
+
+    def _look(self, position: int) -> bool:
+        """Read how far the guest's offers go."""
+        self._seen = seen = self._available[1]
+        offered = (seen - position) & 0xFFFF
+        if offered > self.size:
+            raise QueueFault("avail.idx runs ahead", f"idx {seen}, taken {position}, size {self.size}")
+        return offered > 0
 
     def untake(self) -> None:
         """The buffer just taken goes back: the guest keeps offering it."""
         self._next = (self._next - 1) & 0xFFFF
 
     def _three(self, address: int) -> tuple[Segments, Segments]:
-        """The fast way for what Linux sends most: an indirect table of three descriptors, each leading to the next."""
-        at = address - self._base
-        end = self._end
+        """The fast way for what Linux sends most: an indirect table of three descriptors, each leading to the next.
+
+        Length, flags and next are looked at as one number.
+        """
+        base, end = self._base, self._end
+        at = address - base
         if at < 0 or at + _THREE_BYTES > end:
             raise QueueFault("indirect table outside memory", f"address {address:#x}")
-        a0, l0, f0, n0, a1, l1, f1, n1, a2, l2, f2, n2 = _THREE.unpack_from(self._view, at)
-        base = self._base
-        o0, o1, o2 = a0 - base, a1 - base, a2 - base
-        if (
-            f0 != _NEXT or n0 != 1 or n1 != 2 or f2 != _WRITE or not l0 or not l1 or not l2
-            or o0 < 0 or o1 < 0 or o2 < 0 or o0 + l0 > end or o1 + l1 > end or o2 + l2 > end
-        ):  # fmt: skip
-            return self._walk(_follow([(a0, l0, f0, n0), (a1, l1, f1, n1), (a2, l2, f2, n2)]))
-        if f1 == _NEXT:
-            return ((o0, l0), (o1, l1)), ((o2, l2),)
-        if f1 == _NEXT | _WRITE:
-            return ((o0, l0),), ((o1, l1), (o2, l2))
-        return self._walk(_follow([(a0, l0, f0, n0), (a1, l1, f1, n1), (a2, l2, f2, n2)]))
+        a0, m0, a1, m1, a2, m2 = raw = _THREE_AT(self._view, at)
+        kind = m1 >> 32
+        if m0 >> 32 == _TO_SECOND and kind in _TO_THIRD and m2 >> 32 & 0xFFFF == _WRITE:
+            o0, o1, o2, l0, l1, l2 = a0 - base, a1 - base, a2 - base, m0 & _U32, m1 & _U32, m2 & _U32
+            if 0 <= o0 <= end - l0 and 0 <= o1 <= end - l1 and 0 <= o2 <= end - l2 and l0 and l1 and l2:
+                if kind & _WRITE:
+                    return ((o0, l0),), ((o1, l1), (o2, l2))
+                return ((o0, l0), (o1, l1)), ((o2, l2),)
+        table = list(_DESCRIPTOR.iter_unpack(_THREE.pack(*raw)))
+        return self._walk(_follow(table))
 
     def _own_chain(self, first: Descriptor) -> list[Descriptor]:
         """Descriptors of a chain in the queue's own table, which may end in an indirect one (§2.7.5.3.1)."""
@@ -136,7 +150,7 @@ class SplitQueue:
                 raise QueueFault("next out of range", f"next {following}, size {self.size}")
             if len(chain) == self.size:
                 raise QueueFault("chain loops", f"more than {self.size} descriptors")
-            descriptor = _DESCRIPTOR.unpack_from(self._view, self._table + 16 * following)
+            descriptor = _DESCRIPTOR_AT(self._view, self._table + 16 * following)
             _, _, flags, following = descriptor
             if flags & _INDIRECT:
                 return chain + self._indirect_chain(descriptor)
@@ -186,25 +200,20 @@ class SplitQueue:
     def publish(self, head: int, written: int) -> None:
         """Give a buffer back to the guest, with `written` bytes in its writable part."""
         used = self._used
-        at = 1 + 2 * (used & self._mask)
-        self._used_pairs[at] = head
-        self._used_pairs[at + 1] = written
+        self._used_pairs[used & self._mask] = head | written << 32
         self._used = self._used_words[1] = (used + 1) & 0xFFFF
-
-    @property
-    def unsignalled(self) -> int:
-        """Buffers published since the last `wants_signal`."""
-        return (self._used - self._signalled) & 0xFFFF
 
     def wants_signal(self) -> bool:
         """Whether the guest asks for an interrupt for what was published since the last call (§2.7.7.2)."""
-        self._fence()
         used, before = self._used, self._signalled
+        if used == before:
+            return False
+        self._fence()
         self._signalled = used
         if self._event_index:
             event = self._available[2 + self.size]
             return (used - event - 1) & 0xFFFF < (used - before) & 0xFFFF
-        return used != before and not self._available[0] & _NO_INTERRUPT
+        return not self._available[0] & _NO_INTERRUPT
 
     def unseen(self) -> bool:
         """Whether the guest has yet to look at something published. Known only with event index."""

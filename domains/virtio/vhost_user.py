@@ -26,8 +26,8 @@ VIRTIO_F_VERSION_1 = 1 << 32
 _F_PROTOCOL_FEATURES = 1 << 30
 
 PROTOCOL_FEATURES = 0x229
-"""MQ (which User-Mode Linux ignores), REPLY_ACK, SLAVE_REQ, CONFIG. Without CONFIG its probe fails, without SLAVE_REQ the disk
-does. Never INBAND_NOTIFICATIONS: with it a back end that stalls stops the guest's clock."""
+"""MQ (which User-Mode Linux ignores), REPLY_ACK, SLAVE_REQ, CONFIG. Without CONFIG its probe fails, without SLAVE_REQ
+the disk does. Never INBAND_NOTIFICATIONS: with it a back end that stalls stops the guest's clock."""
 
 _HEADER = struct.Struct("<III")
 _VERSION, _VERSION_MASK, _IS_REPLY, _NEEDS_REPLY = 1, 3, 1 << 2, 1 << 3
@@ -74,9 +74,9 @@ class Code(enum.IntEnum):
 
 _PAYLOADS = {
     Code.GET_FEATURES: 0, Code.SET_FEATURES: 8, Code.SET_OWNER: 0, Code.RESET_OWNER: 0, Code.SET_VRING_NUM: 8,
-    Code.SET_VRING_ADDR: 40, Code.SET_VRING_BASE: 8, Code.GET_VRING_BASE: 8, Code.SET_VRING_KICK: 8, Code.SET_VRING_CALL: 8,
-    Code.SET_VRING_ERR: 8, Code.GET_PROTOCOL_FEATURES: 0, Code.SET_PROTOCOL_FEATURES: 8, Code.GET_QUEUE_NUM: 0,
-    Code.SET_VRING_ENABLE: 8, Code.SET_BACKEND_REQ_FD: 0,
+    Code.SET_VRING_ADDR: 40, Code.SET_VRING_BASE: 8, Code.GET_VRING_BASE: 8, Code.SET_VRING_KICK: 8,
+    Code.SET_VRING_CALL: 8, Code.SET_VRING_ERR: 8, Code.GET_PROTOCOL_FEATURES: 0, Code.SET_PROTOCOL_FEATURES: 8,
+    Code.GET_QUEUE_NUM: 0, Code.SET_VRING_ENABLE: 8, Code.SET_BACKEND_REQ_FD: 0,
 }  # fmt: skip
 """Bytes of payload; the others' depend on their contents."""
 
@@ -105,7 +105,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class MemoryMapped:
-    """Guest memory from address `base` on is `descriptor` from `offset` on. The descriptor is the receiver's to close."""
+    """Guest memory from address `base` on is `descriptor` from `offset` on; the receiver closes the descriptor."""
 
     descriptor: int
     base: int

@@ -13,6 +13,7 @@ Fields = tuple[int, int, int, int, int, int]
 """`id, op, flags, length, sector, place`, as in `kernel.abi.io.blkif.REQUEST`."""
 
 _READ, _WRITE, _FLUSH, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.DISCARD)
+_TRANSFERS = frozenset({_READ, _WRITE})
 _OK, _RANGE = int(RspStatus.OK), int(RspStatus.RANGE)
 _READ_ONLY, _UNSUPPORTED = int(RspStatus.READ_ONLY), int(RspStatus.UNSUPPORTED)
 
@@ -39,7 +40,7 @@ def decide(request: Fields, disk: Disk) -> int:
     _, op, flags, length, sector, place = request
     if flags or length & 511:
         raise FrontendBroken("wrong request", f"op {op}, flags {flags:#x}, length {length}")
-    if op == _READ or op == _WRITE:
+    if op in _TRANSFERS:
         if not 0 < length <= MAX_BYTES:
             raise FrontendBroken("wrong length", f"op {op}, length {length}")
         if place < POOL_AT or place + length > RING_BYTES:

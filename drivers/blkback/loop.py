@@ -1,4 +1,4 @@
-"""The block backend's data loop: takes requests from the rings of all vbds, moves data between pools and images, answers."""
+"""The block backend's data loop: requests from the rings of all vbds, data between pools and images, answers."""
 
 import os
 import socket
@@ -51,7 +51,7 @@ class ServeLoop:
     def __init__(self, on_fault: OnFault, faults: FaultPoints | None = None) -> None:
         self._on_fault = on_fault
         self._faults = faults
-        self._loop = DataLoop("blkback")
+        self._loop = DataLoop("blkback", self)
         self._vbds: dict[VbdHandle, _Served] = {}
 
     def start(self) -> None:
@@ -112,8 +112,7 @@ class ServeLoop:
         vbd = self._vbds.setdefault(handle, _Served(handle))
         self._drop_ring(vbd)
         vbd.disk, vbd.ring = disk, ring
-        self._loop.watch(ring.doorbell.fileno(), partial(self._rung, vbd, ring))
-        self._serve(vbd)
+        self._loop.watch(ring.doorbell.fileno(), partial(self._rung, ring))
 
     def _activate(self, handle: VbdHandle, image: int) -> None:
         if self._faults is not None:
@@ -121,7 +120,6 @@ class ServeLoop:
         vbd = self._vbds.setdefault(handle, _Served(handle))
         self._drop_image(vbd)
         vbd.image = image
-        self._serve(vbd)
 
     def _disconnect(self, handle: VbdHandle) -> None:
         vbd = self._vbds.pop(handle, None)
@@ -146,30 +144,41 @@ class ServeLoop:
             os.close(vbd.image)
         vbd.image, vbd.flusher = -1, None
 
-    def _rung(self, vbd: _Served, ring: BackRing) -> None:
+    def _rung(self, ring: BackRing) -> None:
+        """The loop is awake, and will look at its rings."""
         if not ring.drain_doorbell():
             self._loop.unwatch(ring.doorbell.fileno())
-        self._serve(vbd)
 
-    def _serve(self, vbd: _Served) -> None:
-        ring = vbd.ring
-        if ring is None or vbd.image < 0:
-            return
-        try:
-            self._do_requests(vbd, ring)
-        except FrontendBroken as broken:
-            self._drop_ring(vbd)
-            self._on_fault(vbd.handle, broken.what, broken.evidence)
-            return
-        if not ring.park():
-            self._loop.again(partial(self._serve, vbd))
+    def serve(self) -> bool:
+        """For the loop: a turn of each vbd."""
+        found = False
+        for vbd in list(self._vbds.values()):
+            ring = vbd.ring
+            if ring is None or vbd.image < 0:
+                continue
+            try:
+                waiting = ring.requests()
+                if waiting:
+                    found = True
+                    self._do_requests(vbd, ring, waiting)
+            except FrontendBroken as broken:
+                self._drop_ring(vbd)
+                self._on_fault(vbd.handle, broken.what, broken.evidence)
+        return found
 
-    def _do_requests(self, vbd: _Served, ring: BackRing) -> None:
+    def park(self) -> float | None:
+        """For the loop: sleep until a doorbell rings."""
+        for vbd in self._vbds.values():
+            if vbd.ring is not None and vbd.image >= 0 and not vbd.ring.park():
+                return 0
+        return None
+
+    def _do_requests(self, vbd: _Served, ring: BackRing, waiting: int) -> None:
         """Up to a turn's work of one vbd."""
         disk, image = vbd.disk, vbd.image
         faults = self._faults if self._faults else None
         left = TURN_BYTES
-        for _ in range(min(ring.requests(), TURN_REQUESTS)):
+        for _ in range(min(waiting, TURN_REQUESTS)):
             request = ring.take()
             if faults is not None:
                 faults.hit("request")
@@ -220,7 +229,6 @@ class ServeLoop:
                 self._faults.hit("io")
             ring.answer(job.ident, status)
         self._publish(ring)
-        self._serve(vbd)
 
 
 def _finish(image: int, ring: BackRing, request: tuple[int, ...], done: int) -> int:

@@ -49,7 +49,7 @@ ACTS: dict[str, Callable[[Iterable[BackRing]], None]] = {
 
 
 def misbehave(what: str, rings: Iterable[BackRing]) -> None:
-    """Do it, on the loop's thread; the rings are those being served. Unknown acts are ignored: they were checked before."""
+    """Do it, on the loop's thread, to the rings being served. An act that is not in `ACTS` is ignored."""
     act = ACTS.get(what)
     if act is not None:
         act(rings)

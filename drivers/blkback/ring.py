@@ -1,6 +1,5 @@
 """The backend's end of the block ring."""
 
-import contextlib
 import socket
 
 from drivers.blkback.backend import Fields, FrontendBroken
@@ -43,7 +42,9 @@ class BackRing:
         """How many requests are published and not taken. Raises FrontendBroken for more than can be."""
         waiting = (self._out_words[PROD] - self._taken) & COUNT_MASK
         if waiting > SLOTS - ((self._taken - self._answered) & COUNT_MASK):
-            raise FrontendBroken("req_prod runs ahead", f"{waiting} waiting, taken {self._taken}, answered {self._answered}")
+            raise FrontendBroken(
+                "req_prod runs ahead", f"{waiting} waiting, taken {self._taken}, answered {self._answered}"
+            )
         return waiting
 
     def take(self) -> Fields:
@@ -73,8 +74,10 @@ class BackRing:
 
     def ring_doorbell(self) -> None:
         """Wake the frontend. A full doorbell has been rung already; a dead one is told by the hypervisor."""
-        with contextlib.suppress(OSError):
+        try:
             self.doorbell.send(_RING, _DOORBELL_FLAGS)
+        except OSError:
+            return
 
     def drain_doorbell(self) -> bool:
         """Take one ring of the doorbell. False when the other end is gone."""

@@ -26,7 +26,7 @@ COUNT_MASK = 0xFFFF_FFFF
 
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _FUTURE_WRITE = 0x10
-"""F_SEAL_FUTURE_WRITE: no new writable mapping, not even through `/proc/self/fd`. The fcntl module has no name for it."""
+"""F_SEAL_FUTURE_WRITE: no new writable mapping, not even through `/proc/self/fd`. Python 3.11 has no name for it."""
 
 
 class Unsealed(Exception):
@@ -63,7 +63,7 @@ class Sealed:
         self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(self.descriptor, 0, size_bytes)
-            self._map = mmap.mmap(self.descriptor, size_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self._map = mmap.mmap(self.descriptor, size_bytes, mmap.MAP_SHARED)
             seals = _FIXED_SIZE | fcntl.F_SEAL_SEAL | (_FUTURE_WRITE if read_only_to_others else 0)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
         except BaseException:
@@ -80,6 +80,8 @@ class Sealed:
 def check_sealed(descriptor: int, size_bytes: int, *, writable: bool) -> memoryview:
     """Map memory that another granted, after looking that it can neither shrink under us nor lack pages.
 
+    The mapping is not populated: that was measured to take 3 ms for 6 MiB, of every outage, and few pages are used.
+
     Raises Unsealed, the granter's fault. The descriptor stays the caller's.
     """
     try:
@@ -95,6 +97,6 @@ def check_sealed(descriptor: int, size_bytes: int, *, writable: bool) -> memoryv
         raise Unsealed(f"only {status.st_blocks * 512} of {size_bytes} bytes have pages")
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
-        return memoryview(mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, protection))
+        return memoryview(mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, protection))
     except OSError as error:
         raise Unsealed(f"cannot be mapped: {error.strerror}") from None
