@@ -10,20 +10,9 @@ from typing import Any
 import msgspec
 import trio
 
-from domains.guests.agent import (
-    AgentSession,
-    CommandId,
-    Event,
-    Exited,
-    Failed,
-    Faulted,
-    InputTaken,
-    Lost,
-    Output,
-    Ready,
-    ShutdownMode,
-    Stopping,
-)
+from domains.guests.agent import AgentSession
+from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
+from domains.guests.agent_frames import CommandId, ShutdownMode
 from domains.runtime.numbers import Numbers
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain

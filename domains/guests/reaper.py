@@ -124,8 +124,8 @@ def _exec(order: OsStart, descriptors: list[int]) -> NoReturn:
     try:
         kernel, *kept = descriptors
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_DFL)
+        for handled in (signal.SIGCHLD, signal.SIGUSR2):
+            signal.signal(handled, signal.SIG_DFL)
         kernel, *kept = (_above(descriptor, max(order.keep) + 1) for descriptor in (kernel, *kept))
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):

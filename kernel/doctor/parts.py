@@ -75,7 +75,7 @@ PARTS: tuple[Part, ...] = (
     Part("busybox", programs.program("busybox"), "the initramfs cannot be built anew",
          _package("busybox-static"), optional=True),
     Part("gcc", programs.program("gcc"), "guest programs cannot be built anew",
-         _package("gcc libc6-dev"), optional=True),
+         _package("gcc musl-tools linux-libc-dev"), optional=True),
     Part("mke2fs", programs.program("mke2fs"), "no ext4 image can be made, and so no demo", _package("e2fsprogs")),
     Part("qemu-img", programs.program("qemu-img"), "no check that QEMU respects our image locks",
          _package("qemu-utils"), optional=True),

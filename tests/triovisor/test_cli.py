@@ -81,7 +81,7 @@ async def test_create_reads_toml_and_says_the_domid(hypervisor, tv, tmp_path):
 async def test_a_mistake_in_toml_is_one_line_and_status_1(hypervisor, tv, tmp_path):
     (tmp_path / "db.toml").write_text('name = "db"\nmemory = 8\n')
     done = await tv("create", str(tmp_path / "db.toml"), status=1)
-    assert done.stderr.decode() == f"tv: {tmp_path}/db.toml: memory = 8: a guest needs at least 20 (MiB)\n"
+    assert done.stderr.decode() == f"tv: {tmp_path}/db.toml: memory = 8: a guest needs at least 24 (MiB)\n"
     assert not any(isinstance(call, h.DomctlCreate) for call in hypervisor.calls)
 
 

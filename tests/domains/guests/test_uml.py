@@ -35,7 +35,7 @@ def test_hostfs_is_left_out_of_every_kernel(fast):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"memory_mib": 19}, "memory = 19: a guest needs at least 20 (MiB)"),
+        ({"memory_mib": 23}, "memory = 23: a guest needs at least 24 (MiB)"),
         ({"disks": (UmlDisk("/a", 0), UmlDisk("/b", 0))}, "two disks have the same place"),
         ({"disks": (UmlDisk("/a:b", 0),)}, "'/a:b' must have"),
         ({"disks": (UmlDisk("/" + "a" * 107, 0),)}, "at most 107 bytes"),

@@ -1,0 +1,136 @@
+"""A hypervisor for the tests of one promise: real processes, real guests, an own manifest, nothing left at the end."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernel.abi.guest_config import Action, DiskConfig, DriverInfo, GuestConfig
+from tests.promises.driver_watch import DriverWatch
+from tests.promises.events import EventLog
+from tests.promises.processes import descendants_of, wait_gone
+from triovisor.lab import Hypervisor, start_hypervisor
+
+__all__ = ["DRIVER", "UNLIMITED", "Lab", "manifest", "start_lab", "tree_with"]
+
+DRIVER = "blkback"
+UNLIMITED = "{ free_deaths = 1000000, max_deaths = 1000000 }"
+"""Never a back-off: recovery is tested, not patience."""
+
+GONE_S = 1.0
+ROOT = Path(__file__).parents[2]
+
+
+class Lab:
+    """A running hypervisor with one driver domain."""
+
+    def __init__(self, hypervisor: Hypervisor, driver: str, *, standby: bool) -> None:
+        self.hypervisor = hypervisor
+        self.client = hypervisor.client
+        self.run = hypervisor.run
+        self.pid = hypervisor.process.pid
+        self.log = EventLog(self.run / "log" / "hypervisor.1.jsonl")
+        self.watch = DriverWatch(self.log, driver, standby=standby)
+
+    def log_of(self, peer: str, name: str = DRIVER) -> EventLog:
+        """The events of one incarnation, "7.3" for its generation 3."""
+        return EventLog(self.run / "log" / f"{name}.{peer.partition('.')[2]}.jsonl")
+
+    def driver(self) -> DriverInfo:
+        """As `tv driver list` has it."""
+        return next(driver for driver in self.client.drivers() if driver.name == self.watch.name)
+
+    def create(self, name: str, *images: Path, memory: int = 64, read_only: bool = False, **settings) -> None:
+        """A guest with a disk for each image, vda first."""
+        disks = [
+            DiskConfig(target=str(image), vdev=f"vd{letter}", access="ro" if read_only else "rw", backend=DRIVER)
+            for letter, image in zip("abcdefghijklmnop", images, strict=False)
+        ]
+        self.client.create(GuestConfig(name=name, memory=memory, disk=disks, **settings))
+        self.note_vbds()
+
+    def note_vbds(self) -> None:
+        """Have the watch know which vbds the driver has now."""
+        self.watch.handles = {vbd.handle for vbd in self.driver().vbds}
+
+    def run_in(self, guest: str, *argv: str, stdin: bytes = b"") -> bytes:
+        """What a command in a guest prints; it must succeed."""
+        result = self.client.exec(guest, argv, stdin)
+        assert result.status == 0, f"{argv} in {guest}: {result}"
+        return result.stdout
+
+    def destroy_all(self) -> None:
+        """Destroy every guest, so that the next test has the hypervisor to itself."""
+        for domain in self.client.list():
+            if domain.kind == "pv":
+                self.client.destroy(domain.name)
+        self.watch.handles = set()
+
+
+def manifest(
+    *,
+    name: str = DRIVER,
+    role: str = "drivers.blkback.main",
+    standby: bool = False,
+    restart: str = UNLIMITED,
+    heartbeat: str = "{ interval_s = 0.1, deadline_s = 1.0 }",
+    address_space: int = 2048,
+    options: str = "{}",
+    guests: str = "",
+) -> str:
+    """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
+    return f"""
+faults = true
+
+[[driver]]
+name = "{name}"
+role = "{role}"
+standby = {str(standby).lower()}
+restart = {restart}
+heartbeat = {heartbeat}
+address_space = {address_space}
+options = {options}
+
+[guests]
+{guests}
+"""
+
+
+@contextlib.contextmanager
+def start_lab(run: Path, *, tree: Path | None = None, **settings) -> Iterator[Lab]:
+    """Start a hypervisor in `run`, with `manifest(**settings)`, from the source tree `tree`.
+
+    At the end it must stop with status 0 and leave no process.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "boot.toml"
+    file.write_text(manifest(**settings))
+    with contextlib.chdir(tree or ROOT), start_hypervisor(run, file) as hypervisor:
+        lab = Lab(hypervisor, settings.get("name", DRIVER), standby=settings.get("standby", False))
+        yield lab
+        family = descendants_of(lab.pid)
+        assert hypervisor.stop() == 0, f"see {run}/log"
+        wait_gone(family, GONE_S)
+
+
+def tree_with(folder: Path, package: str, role: str) -> Path:
+    """A source tree like this one, where a module of `tests/promises/roles` is also the role `drivers.PACKAGE.ROLE`.
+
+    A domain's jail shows it the source tree's packages and nothing else, and the import wall has a driver see its own
+    package alone: so a role of the tests must be part of a driver.
+    """
+    drivers = folder / "drivers"
+    (drivers / package).mkdir(parents=True)
+    for name in ("kernel", "domains"):
+        (folder / name).symlink_to(ROOT / name)
+    for entry in (ROOT / "drivers").iterdir():
+        if entry.name != package and entry.name != "__pycache__":
+            (drivers / entry.name).symlink_to(entry)
+    if (ROOT / "drivers" / package).is_dir():
+        for entry in (ROOT / "drivers" / package).glob("*.py"):
+            (drivers / package / entry.name).write_bytes(entry.read_bytes())
+    (drivers / package / "__init__.py").touch()
+    role_file = Path(__file__).with_name("roles") / f"{role}.py"
+    (drivers / package / f"{role}.py").write_bytes(role_file.read_bytes())
+    os.chmod(folder, 0o755)
+    return folder
