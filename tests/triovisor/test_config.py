@@ -106,9 +106,9 @@ def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
     [
         ("memory = 64", "name is missing"),
         (NAME + "memory = 8", "memory = 8: a guest needs at least 24 (MiB)"),
-        (NAME + 'memory = "64"', 'memory = "64": give a whole number of MiB, 20 to 65536'),
+        (NAME + 'memory = "64"', 'memory = "64": give a whole number of MiB, 24 to 65536'),
         (NAME + "memory = true", "memory = true: give a whole number"),
-        (NAME + "memory = 99999", "memory = 99999: give a whole number of MiB, 20 to 65536"),
+        (NAME + "memory = 99999", "memory = 99999: give a whole number of MiB, 24 to 65536"),
         (NAME + "memroy = 64", "unknown key 'memroy': did you mean 'memory'?"),
         (NAME + "zzz = 1", "unknown key 'zzz': the keys are name, memory"),
         ('name = "-web"', 'name = "-web": give letters'),

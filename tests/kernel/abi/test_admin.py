@@ -44,7 +44,7 @@ disks = st.builds(DiskConfig, paths, vdevs, st.sampled_from(["rw", "ro"]), names
 configs = st.builds(
     GuestConfig,
     name=names,
-    memory=st.integers(20, 65536),
+    memory=st.integers(24, 65536),
     cpus=st.none() | st.just("0-1,3"),
     kernel=st.none() | paths,
     ramdisk=st.none() | paths,
