@@ -45,13 +45,19 @@ class Ledger:
         self.entries[entry[0] & _HEAD_MASK] = entry
 
     def strike_out(self, response: int) -> Entry:
-        """The entry that a response word answers, no longer in flight. Raises RingBroken for one never asked for."""
+        """The entry that a response word answers, no longer in flight.
+
+        Raises RingBroken for a response never asked for. Then nothing is struck out, though its head may be in flight
+        again for another request: that one is the successor's to answer.
+        """
         ident = response & 0xFFFF
-        entry = self.entries.pop(ident & _HEAD_MASK, _NO_ENTRY)
+        head = ident & _HEAD_MASK
+        entry = self.entries.get(head, _NO_ENTRY)
         if entry[0] != ident:
             raise RingBroken("response to no request", f"id {ident:#x}, status {response >> 16}")
         if response > _LAST_RESPONSE:
             raise RingBroken("unknown status", f"id {ident:#x}, status {response >> 16}")
+        del self.entries[head]
         return entry
 
     def clear(self) -> list[Entry]:
