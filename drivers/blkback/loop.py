@@ -128,7 +128,11 @@ class ServeLoop:
             self._drop_image(vbd)
 
     def _misbehave(self, what: str) -> None:
-        misbehave(what, [vbd.ring for vbd in self._vbds.values() if vbd.ring is not None and vbd.image >= 0])
+        """Whoever lied on a ring serves it no more: its next true word could hide the lie, or accuse the other end."""
+        lying = [vbd for vbd in self._vbds.values() if vbd.ring is not None and vbd.image >= 0]
+        misbehave(what, [vbd.ring for vbd in lying if vbd.ring is not None])
+        for vbd in lying:
+            self._drop_ring(vbd)
 
     def _drop_ring(self, vbd: _Served) -> None:
         ring, vbd.ring = vbd.ring, None
