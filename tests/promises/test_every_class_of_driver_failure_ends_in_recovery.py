@@ -82,11 +82,17 @@ def test_a_killed_driver_is_told_from_one_that_ended_by_itself(lab, images):
 
 
 def test_a_guest_that_accuses_its_driver_more_than_five_times_a_minute_is_ended_itself(lab, images):
-    lab.create("liar", images("accused", 8))
-    lab.create("other", images("unharmed", 8))
+    image = images("accuser", 8)
+    lab.create("accuser", image)
     try:
-        with verified_load(lab.client, "other"):
-            for _ in range(TIMES):
-                lab.watch.strike(lambda _pid: lab.client.inject(DRIVER, "stray-reply"))
+        for _ in range(TIMES):
+            lab.watch.strike(lambda _pid: lab.client.inject(DRIVER, "stray-reply"))
+        since = lab.log.mark()
+        lab.client.inject(DRIVER, "stray-reply")
+        ended = lab.log.wait("guest.ended", since, name="accuser")
+        assert (ended["reason"], ended["how"]) == ("crash", "fault: accuses its backends too often")
+        lab.create("next", image)
+        with verified_load(lab.client, "next"):
+            lab.watch.kill()
     finally:
         lab.destroy_all()
