@@ -13,9 +13,9 @@ import trio
 from domains.guests.agent import AgentSession
 from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
 from domains.guests.agent_frames import CommandId, ShutdownMode
-from domains.runtime.numbers import Numbers
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
+from domains.runtime.numbers import Numbers
 from kernel.abi.codec import Codec, Undecodable, encode
 from kernel.abi.guest_io import (
     AgentMessage,
@@ -169,8 +169,8 @@ class Commands:
         channel = Channel(answer.descriptor)
         try:
             await self._run(channel)
-        except (OSError, DomainFault, msgspec.DecodeError) as error:
-            self._domain.log.info("command.abandoned", error=repr(error))
+        except* (OSError, DomainFault, msgspec.DecodeError) as errors:
+            self._domain.log.info("command.abandoned", error=repr(errors.exceptions[0]))
         finally:
             channel.close()
             await self._close_port(port)
@@ -256,7 +256,7 @@ class Commands:
 
 
 async def _next_messages(channel: Channel) -> list[Any]:
-    """The messages of the next packet; none when the channel has ended. Raises DomainFault for one that is unreadable."""
+    """The next packet's messages; none when the channel has ended. Raises DomainFault for one that is unreadable."""
     data, descriptors = await channel.receive()
     close_all(descriptors)
     messages = _messages.decode(data) if data else []

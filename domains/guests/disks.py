@@ -9,8 +9,9 @@ import trio
 
 from domains.frontends.backing import Backing
 from domains.frontends.blkfront import BlkfrontLoop, VbdFront
-from domains.runtime.numbers import Numbers
 from domains.runtime.domain import Call, Domain
+from domains.runtime.numbers import Numbers
+from domains.runtime.turn import wait_turn
 from kernel.abi.hypercalls import Access, ChannelKind, EvtchnAllocUnbound, GnttabGrant, XenbusConnect, XenbusFault
 from kernel.abi.ids import GrantRef, Peer, Port, VbdHandle
 from kernel.abi.roles import GuestVbd
@@ -18,8 +19,6 @@ from kernel.abi.status import Refused
 from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn
 
 __all__ = ["Disks", "listen_for_guest"]
-
-BEAT_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,7 @@ class Disks:
 
     async def beat(self) -> None:
         """Return once the loop has turned."""
-        before = self.loop.beat()
-        while self.loop.turns == before:
-            await trio.sleep(BEAT_POLL_S)
+        await wait_turn(self.loop.submit)
 
     async def offered(self, offer: BackendOffered) -> None:
         """Make a ring for a backend and grant it, all in one packet."""
@@ -135,7 +132,7 @@ class Disks:
                 made.release()
 
     def _loop_found_fault(self, handle: VbdHandle, peer: Peer | None, what: str, evidence: str) -> None:
-        """Called on the loop's thread: hand it over to Trio's. Without a peer it is our own guest that broke the rules."""
+        """Called on the loop's thread: hand it over to Trio's. Without a peer it is our guest that broke the rules."""
         if peer is None:
             self._token.run_sync_soon(self._on_guest_fault, f"{what}: {evidence}")
         else:

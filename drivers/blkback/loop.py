@@ -72,6 +72,10 @@ class ServeLoop:
         """Turns of the loop so far."""
         return self._loop.turns
 
+    def submit(self, command: Callable[[], None]) -> None:
+        """Have `command` called on the loop's thread, after those submitted before."""
+        self._loop.submit(command)
+
     def beat(self) -> int:
         """Make the loop turn: `turns` grows past the number returned once it has."""
         return self._loop.beat()

@@ -11,6 +11,7 @@ import trio
 from domains.runtime.domain import Call, Domain, open_domain
 from domains.runtime.faults import FaultPoints
 from domains.runtime.numbers import Numbers
+from domains.runtime.turn import wait_turn
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.hypercalls import (
     Access,
@@ -26,8 +27,6 @@ from kernel.abi.status import Refused
 from kernel.abi.upcalls import Misbehave, ShutdownRequested, VbdAttached, VbdDetached, VbdImage, VbdRing
 
 __all__ = ["main"]
-
-BEAT_POLL_S = 0.001
 
 
 async def main(domain: Domain) -> None:
@@ -65,9 +64,7 @@ class Blkback:
 
     async def beat(self) -> None:
         """Return once the loop has turned."""
-        before = self.loop.beat()
-        while self.loop.turns == before:
-            await trio.sleep(BEAT_POLL_S)
+        await wait_turn(self.loop.submit)
 
     async def take(self, message: object, descriptors: list[int]) -> None:
         """Act on one upcall. Descriptors that it keeps are taken out of the list."""
