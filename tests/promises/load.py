@@ -68,6 +68,7 @@ class Load(threading.Thread):
         self.join(REPORT_S)
         assert self._ended is not None, f"the load in {self.guest} did not end"
         line = bytes(self._output[Stream.STDOUT]).splitlines()[-1]
+        assert line.startswith(b"{"), self.said()
         told: dict[str, Any] = orjson.loads(line)
         self.report = Report(told["operations"], told["errors"], told["corrupt"], told["final"])
         return self.report
