@@ -34,7 +34,7 @@ from kernel.version import VERSION
 __all__ = ["run_hypervisor"]
 
 DESCRIPTORS_WANTED = 65536
-"""Four for each domain, two for each image that is open."""
+"""Four for each domain, five for each image that is open."""
 
 KEEPER_GRACE_S = 2.0
 """For the keeper to write what is still in its pipes."""

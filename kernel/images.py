@@ -4,6 +4,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,10 @@ PERMITTED_BASE, UNSHARED_BASE = 100, 200
 CONSISTENT_READ, WRITE, RESIZE = 0, 1, 3
 """The n of QEMU's BLK_PERM_* bits that a disk needs."""
 
+SPARES = 4
+"""Descriptors kept in advance, so many deaths in a row may lie between an error of write-back and the flush that tells
+the guest: one more than the restart policy follows at once by default."""
+
 F_OFD_GETLK, F_OFD_SETLK = 36, 37
 _FLOCK = struct.Struct("hhqqi4x")
 """`struct flock` of x86-64 Linux: type, whence, start, length, pid."""
@@ -29,37 +34,46 @@ _FLOCK = struct.Struct("hhqqi4x")
 class Image:
     """One image that a vbd uses. `sectors` of 512 bytes; a last part sector is not reached.
 
-    The spare descriptor is opened before the last one handed out can have served a write: a write-back error is told
-    once to each open file description that was there, so a flush that is posted again to a successor sees it too.
+    Spare descriptors are opened long before they are handed out: a write-back error is told once to each open file
+    description that was there, so a flush that is posted again to a successor sees it too, though a predecessor, or a
+    stranger who called fsync(2), was told it already.
     """
 
     path: Path
     read_only: bool
     sectors: int
-    _spare: int
+    _spares: deque[int]
 
     def take(self) -> int:
         """A descriptor with an open file description of its own, for one incarnation. The caller closes it."""
-        again = Path(f"/proc/self/fd/{self._spare}")
-        taken, self._spare = self._spare, _open_locked(again, self.read_only)
-        return taken
+        self._spares.append(_open_again(self._spares[0], self.read_only))
+        return self._spares.popleft()
 
     def close(self) -> None:
         """Give the image up, as far as the hypervisor holds it."""
-        os.close(self._spare)
+        while self._spares:
+            os.close(self._spares.pop())
 
 
 def open_image(path: Path, *, read_only: bool) -> Image:
     """Open, check and lock an image. Refuses, with the mend: ENOENT, EINVAL (no disk), EPERM (no access), EBUSY
     (in use)."""
-    descriptor = _open_locked(path, read_only)
+    spares = deque([_open_locked(path, read_only)])
+    image = Image(path, read_only, 0, spares)
     try:
-        sectors = _sectors(path, descriptor)
-        _check_nobody_objects(path, descriptor, read_only)
+        image.sectors = _sectors(path, spares[0])
+        _check_nobody_objects(path, spares[0], read_only)
+        while len(spares) < SPARES:
+            spares.append(_open_again(spares[0], read_only))
     except Refused:
-        os.close(descriptor)
+        image.close()
         raise
-    return Image(path, read_only, sectors, descriptor)
+    return image
+
+
+def _open_again(descriptor: int, read_only: bool) -> int:
+    """The same file, whatever its path means by now."""
+    return _open_locked(Path(f"/proc/self/fd/{descriptor}"), read_only)
 
 
 def _open_locked(path: Path, read_only: bool) -> int:
