@@ -1,0 +1,111 @@
+"""File systems that run out of space beneath an image: for errors that are the disk's own, not a stand-in's."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.promises.conftest import NOT_POSSIBLE
+from tests.promises.events import DEADLINE_S
+
+__all__ = ["fill", "full_loop_device", "tmpfs"]
+
+MIB = 1 << 20
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(errno.EIO, f"{command[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _unmount(folder: Path) -> None:
+    """At once, or as soon as the last who uses it is gone."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            _run("umount", folder)
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _need_root(why: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip(f"{NOT_POSSIBLE}{why} needs root")
+
+
+@contextlib.contextmanager
+def tmpfs(folder: Path, mib: int) -> Iterator[Path]:
+    """A tmpfs of that size."""
+    _need_root("a file system of a test's own")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", folder)
+    except OSError as error:
+        pytest.skip(f"{NOT_POSSIBLE}mounting a tmpfs: {error.strerror}")
+    try:
+        yield folder
+    finally:
+        _unmount(folder)
+
+
+def fill(folder: Path) -> Path:
+    """Take all the space that is left; unlink the file that is returned to give it back."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (MIB, 4096):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    return ballast
+
+
+@contextlib.contextmanager
+def full_loop_device(folder: Path, image_mib: int) -> Iterator[Path]:
+    """An image on an ext4 file system on a loop device whose own file lies on a full tmpfs.
+
+    What is written to the image goes into the page cache; writing it back fails with EIO. The file system has no
+    journal, so that this error does not make it read-only.
+    """
+    with tmpfs(folder / "small", 2 * image_mib) as small:
+        backing = small / "backing"
+        with backing.open("wb") as file:
+            file.truncate(4 * image_mib * MIB)
+        _run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=0", backing)
+        try:
+            loop = _run("losetup", "--find", "--show", backing)
+        except OSError as error:
+            pytest.skip(f"{NOT_POSSIBLE}a loop device: {error.strerror}")
+        try:
+            with _mounted(loop, folder / "disk") as disk:
+                image = disk / "image"
+                with image.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, image_mib * MIB)
+                os.sync()
+                fill(small)
+                yield image
+                (small / "ballast").unlink()
+        finally:
+            _run("losetup", "--detach", loop)
+
+
+@contextlib.contextmanager
+def _mounted(device: str, folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    try:
+        _run("mount", "-t", "ext4", device, folder)
+    except OSError as error:
+        pytest.skip(f"{NOT_POSSIBLE}mounting ext4 from a loop device: {error.strerror}")
+    try:
+        yield folder
+    finally:
+        _unmount(folder)
