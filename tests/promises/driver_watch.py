@@ -16,8 +16,8 @@ class DriverWatch:
     def __init__(self, log: EventLog, name: str, *, standby: bool) -> None:
         self.name = name
         self.handles: set[int] = set()
-        self.pids: dict[str, int] = {}
-        self.deaths: dict[str, Event] = {}
+        self._pids: dict[str, int] = {}
+        self._deaths: dict[str, Event] = {}
         self.active = ""
         self._log = log
         self._seen = 0
@@ -39,13 +39,18 @@ class DriverWatch:
             return
         match event["event"]:
             case "domain.cloned":
-                self.pids[event["peer"]] = event["pid"]
+                self._pids[event["peer"]] = event["pid"]
             case "domain.started":
                 self._started.append(event["peer"])
             case "driver.activated":
                 self.active = event["peer"]
             case "domain.died":
-                self.deaths[event["peer"]] = event
+                self._deaths[event["peer"]] = event
+
+    def pid_of(self, peer: str) -> int:
+        """Its process, in the host's namespace; 0 for whoever is no incarnation of this driver."""
+        self.look()
+        return self._pids.get(peer, 0)
 
     def serving(self) -> str:
         """The active incarnation, if it serves every vbd and, where there is to be one, its standby could; else none.
@@ -64,7 +69,7 @@ class DriverWatch:
         return next((peer for peer in reversed(self._started) if peer != self.active and self._is_ready(peer)), "")
 
     def _is_ready(self, peer: str) -> bool:
-        return peer in self._started and peer not in self.deaths and self.handles <= self._connected[peer]
+        return peer in self._started and peer not in self._deaths and self.handles <= self._connected[peer]
 
     def wait_serving(self, other_than: str = "") -> str:
         """The active incarnation, once recovery is complete."""
@@ -74,16 +79,25 @@ class DriverWatch:
         )
         return peer
 
+    def wait_death(self, peer: str) -> Event:
+        """Its `domain.died`, once the log has it."""
+        event: Event = wait_until(lambda: self.dead().get(peer), f"the death of {peer}")
+        return event
+
+    def dead(self) -> dict[str, Event]:
+        """`domain.died` of each incarnation that is gone by now, in order."""
+        self.look()
+        return self._deaths
+
     def strike(self, act: Callable[[int], object]) -> Event:
         """Do something to the serving incarnation, given its pid, that is to be its end.
 
         Its `domain.died`, once its successor serves and recovery is complete.
         """
         before = self.wait_serving()
-        act(self.pids[before])
+        act(self.pid_of(before))
         self.wait_serving(other_than=before)
-        wait_until(lambda: self.look() or before in self.deaths, f"the death of {before} in the log")
-        return self.deaths[before]
+        return self.wait_death(before)
 
     def kill(self) -> Event:
         """SIGKILL to the serving incarnation, and wait for the whole recovery."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kernel.abi.guest_config import Action, DiskConfig, DriverInfo, GuestConfig
+from kernel.abi.guest_config import DiskConfig, DriverInfo, GuestConfig
 from tests.promises.driver_watch import DriverWatch
 from tests.promises.events import EventLog
 from tests.promises.processes import descendants_of, wait_gone

@@ -75,7 +75,9 @@ class Load(threading.Thread):
 
 
 @contextmanager
-def verified_load(client: Client, guest: str, vdev: str = "vda", *, depth: int = 16, span: str = "4m") -> Iterator[Load]:
+def verified_load(
+    client: Client, guest: str, vdev: str = "vda", *, depth: int = 16, span: str = "4m"
+) -> Iterator[Load]:
     """Load a disk in a guest for as long as the block runs, then see that the guest saw no error and no wrong data."""
     words = ["op=verify", "size=4k", f"depth={depth}", f"span={span}", f"seconds={FOREVER_S}", "gaps_us=1000000"]
     load = Load(client, guest, ["load", f"/dev/{vdev}", *words])

@@ -1,4 +1,4 @@
-"""What the disk beneath an image says is told to the guest: a full disk at once, an error of write-back at the flush."""
+"""What the disk beneath an image says is told to the guest: that it is full at once, a late error at the flush."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ def is_refused(result: ExecResult) -> bool:
 
 def see_error_of_write_back(witness: int) -> None:
     """Have the host write back what is in its page cache. It fails, and the error is told to this witness."""
-    with pytest.raises(OSError, match="Input/output error|No space left"):
+    with pytest.raises(OSError, match=r"Input/output error|No space left"):
         os.fsync(witness)
 
 

@@ -1,4 +1,4 @@
-"""Several guests on one driver, several disks in one guest, disks that may only be read, and discard: all outlive it."""
+"""Several guests on one driver, several disks in one guest, disks to be read only, and discard: all outlive it."""
 
 import pytest
 
