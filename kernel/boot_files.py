@@ -9,6 +9,8 @@ from kernel.manifest import GuestManifest
 
 __all__ = ["cache_path", "open_boot_files", "read_lpj"]
 
+ELF_MAGIC = b"\x7fELF"
+
 
 def open_boot_files(manifest: GuestManifest, config: GuestConfig) -> dict[str, int]:
     """Descriptors `kernel` and `ramdisk`. Refuses a file that is not there, naming the key and the mend."""
@@ -25,14 +27,21 @@ def open_boot_files(manifest: GuestManifest, config: GuestConfig) -> dict[str, i
     except Refused:
         os.close(kernel)
         raise
-    if not os.access(f"/proc/self/fd/{kernel}", os.X_OK):
+    if wrong := _wrong_with_kernel(kernel):
         os.close(kernel)
         os.close(ramdisk)
         raise Refused(
             Status.EINVAL,
-            f"guest {config.name}: kernel {config.kernel or manifest.kernel} is not executable: name a linux.uml",
+            f"guest {config.name}: kernel {config.kernel or manifest.kernel} {wrong}: name a linux.uml",
         )
     return {"kernel": kernel, "ramdisk": ramdisk}
+
+
+def _wrong_with_kernel(descriptor: int) -> str:
+    """Why it could not be run, empty where it could: earlier than the guest's jail finds out, in better words."""
+    if not os.access(f"/proc/self/fd/{descriptor}", os.X_OK):
+        return "is not executable"
+    return "" if os.pread(descriptor, len(ELF_MAGIC), 0) == ELF_MAGIC else "is no program"
 
 
 def read_lpj(manifest: GuestManifest) -> int:
