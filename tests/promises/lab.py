@@ -11,13 +11,14 @@ from tests.promises.events import EventLog
 from tests.promises.processes import descendants_of, wait_gone
 from triovisor.lab import Hypervisor, start_hypervisor
 
-__all__ = ["DRIVER", "UNLIMITED", "Lab", "manifest", "start_lab", "tree_with"]
+__all__ = ["DRIVER", "GONE_S", "ROOT", "UNLIMITED", "Lab", "manifest", "start_lab", "tree_with"]
 
 DRIVER = "blkback"
 UNLIMITED = "{ free_deaths = 1000000, max_deaths = 1000000 }"
 """Never a back-off: recovery is tested, not patience."""
 
 GONE_S = 1.0
+"""For the last process of a hypervisor to be gone after it."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -77,10 +78,12 @@ def manifest(
     address_space: int = 2048,
     options: str = "{}",
     guests: str = "",
+    shutdown_grace_s: float = 5.0,
 ) -> str:
     """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
     return f"""
 faults = true
+shutdown_grace_s = {shutdown_grace_s}
 
 [[driver]]
 name = "{name}"
@@ -100,7 +103,7 @@ options = {options}
 def start_lab(run: Path, *, tree: Path | None = None, **settings) -> Iterator[Lab]:
     """Start a hypervisor in `run`, with `manifest(**settings)`, from the source tree `tree`.
 
-    At the end it must stop with status 0 and leave no process.
+    At the end it must stop with status 0 and leave no process, unless the test has ended it.
     """
     run.mkdir(parents=True, exist_ok=True)
     file = run / "boot.toml"
@@ -108,9 +111,10 @@ def start_lab(run: Path, *, tree: Path | None = None, **settings) -> Iterator[La
     with contextlib.chdir(tree or ROOT), start_hypervisor(run, file) as hypervisor:
         lab = Lab(hypervisor, settings.get("name", DRIVER), standby=settings.get("standby", False))
         yield lab
-        family = descendants_of(lab.pid)
-        assert hypervisor.stop() == 0, f"see {run}/log"
-        wait_gone(family, GONE_S)
+        if hypervisor.process.poll() is None:
+            family = descendants_of(lab.pid)
+            assert hypervisor.stop() == 0, f"see {run}/log"
+            wait_gone(family, GONE_S)
 
 
 def tree_with(folder: Path, package: str, role: str) -> Path:

@@ -16,7 +16,7 @@ class Process:
     pid: int
     parent: int
     started: int
-    command: str
+    program: str
     state: str
 
     def is_there(self) -> bool:
@@ -29,11 +29,11 @@ def _read(pid: int) -> Process | None:
     """proc_pid_stat(5)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
+        program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
     except OSError:
         return None
-    head, _, tail = text.rpartition(")")
-    fields = tail.split()
-    return Process(pid, int(fields[1]), int(fields[19]), head.partition("(")[2], fields[0])
+    fields = text.rpartition(")")[2].split()
+    return Process(pid, int(fields[1]), int(fields[19]), program, fields[0])
 
 
 def _all() -> list[Process]:

@@ -113,7 +113,7 @@ def test_a_wrong_guest_is_refused_with_the_mend_and_leaves_nothing(lab, folder, 
 def assert_nothing_left(lab, folder: Path, domains: list[str]) -> None:
     """No domain, no process of a guest, no lock on the image; and the name can be had at once."""
     assert [domain.name for domain in lab.client.list()] == domains
-    assert not any("linux" in process.command for process in descendants_of(lab.pid))
+    assert not any(process.program.startswith("linux.uml") for process in descendants_of(lab.pid))
     open_image(folder / "good.img", read_only=False).close()
     lab.create("g", folder / "good.img")
     lab.destroy_all()
