@@ -1,0 +1,155 @@
+"""Power off, reboot, crash: what follows is what the guest's `on_*` say; a reborn guest has its disks and its data."""
+
+import os
+import signal
+
+import pytest
+
+from kernel.abi.guest_config import Action, DomainState
+from kernel.abi.status import Status
+from tests.promises.events import wait_until
+from tests.promises.lab import Lab, start_lab
+from tests.promises.load import verified_load
+from tests.promises.processes import children_of
+from triovisor.client import TvError
+
+PANIC = "echo c > /proc/sysrq-trigger"
+PATTERN = bytes(range(256)) * 16
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["standby", "cold"])
+def lab(request, tmp_path_factory):
+    with start_lab(tmp_path_factory.mktemp("run"), standby=request.param) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _no_guest_left(lab):
+    yield
+    lab.destroy_all()
+
+
+def end_by(lab: Lab, guest: str, script: str) -> None:
+    """Run in the guest what is to be its end, and wait for that. The command does not outlive it."""
+    ended = len(lab.log.all("guest.ended", name=guest))
+    with lab.client.command(guest, ["sh", "-c", script]):
+        wait_until(lambda: len(lab.log.all("guest.ended", name=guest)) > ended, f"an end of {guest}")
+
+
+def reason(lab: Lab, guest: str) -> str:
+    told: str = lab.log.all("guest.ended", name=guest)[-1]["reason"]
+    return told
+
+
+def is_gone(lab: Lab, guest: str) -> bool:
+    return guest not in [domain.name for domain in lab.client.list()]
+
+
+def wait_generation(lab: Lab, guest: str, generation: int) -> None:
+    """Until that incarnation runs and its agent answers."""
+    wait_until(
+        lambda: (now := lab.client.info(guest)).generation == generation and now.state is DomainState.RUNNING,
+        f"generation {generation} of {guest}",
+    )
+    lab.run_in(guest, "true")
+
+
+def write_pattern(lab: Lab, guest: str) -> None:
+    lab.run_in(guest, "dd", "of=/dev/vda", "bs=4k", "count=1", "seek=5", "conv=notrunc,fsync", stdin=PATTERN)
+
+
+def read_pattern(lab: Lab, guest: str) -> bytes:
+    return lab.run_in(guest, "dd", "if=/dev/vda", "bs=4k", "count=1", "skip=5", "iflag=direct")
+
+
+def test_a_guest_that_reboots_comes_back_as_the_next_generation_with_its_disk(lab, images):
+    name = "reboots"
+    lab.create(name, images(name, 8))
+    write_pattern(lab, name)
+    domid = lab.client.info(name).domid
+    lab.client.shutdown(name, reboot=True, wait_s=20)
+    wait_generation(lab, name, 2)
+    assert read_pattern(lab, name) == PATTERN
+    end_by(lab, name, "reboot -f")
+    wait_generation(lab, name, 3)
+    assert read_pattern(lab, name) == PATTERN
+    assert reason(lab, name) == "reboot"
+    assert lab.client.info(name).domid == domid
+    with verified_load(lab.client, name):
+        lab.watch.kill()
+        lab.watch.kill()
+
+
+def test_a_guest_may_reboot_and_its_driver_die_at_once(lab, images):
+    name = "both"
+    lab.create(name, images(name, 8))
+    write_pattern(lab, name)
+    for generation in range(2, 6):
+        with lab.client.command(name, ["reboot", "-f"]):
+            os.kill(lab.watch.pid_of(lab.watch.serving() or lab.watch.active), signal.SIGKILL)
+            wait_generation(lab, name, generation)
+        assert read_pattern(lab, name) == PATTERN
+
+
+def test_a_guest_that_is_not_to_be_restarted_is_gone_after_a_reboot(lab):
+    lab.create("once", on_reboot=Action.DESTROY)
+    lab.client.shutdown("once", reboot=True, wait_s=20)
+    assert is_gone(lab, "once")
+
+
+def test_a_guest_that_powers_off_is_gone_and_its_image_free(lab, images):
+    image = images("off", 8)
+    lab.create("off", image)
+    write_pattern(lab, "off")
+    lab.client.shutdown("off", wait_s=20)
+    assert is_gone(lab, "off")
+    assert reason(lab, "off") == "poweroff"
+    assert image.read_bytes()[5 * 4096 : 6 * 4096] == PATTERN
+    lab.create("heir", image)
+    assert read_pattern(lab, "heir") == PATTERN
+
+
+def test_a_guest_that_crashes_is_gone_if_it_is_not_told_otherwise(lab):
+    lab.create("crashes")
+    end_by(lab, "crashes", PANIC)
+    wait_until(lambda: is_gone(lab, "crashes"), "the crashed guest is gone")
+    assert reason(lab, "crashes") == "crash"
+
+
+def test_a_guest_whose_operating_system_is_killed_has_crashed(lab):
+    lab.create("headless", on_crash=Action.PRESERVE)
+    (system,) = [child for child in children_of(lab.client.info("headless").pid) if child.program == "linux.uml"]
+    os.kill(system.pid, signal.SIGKILL)
+    wait_until(lambda: lab.client.info("headless").state is DomainState.CRASHED, "the guest has crashed")
+    assert reason(lab, "headless") == "crash"
+
+
+def test_a_guest_that_crashes_is_restarted_with_its_disk_if_told_so(lab, images):
+    lab.create("returns", images("returns", 8), on_crash=Action.RESTART)
+    write_pattern(lab, "returns")
+    for generation in (2, 3):
+        end_by(lab, "returns", PANIC)
+        wait_generation(lab, "returns", generation)
+        assert read_pattern(lab, "returns") == PATTERN
+    assert lab.client.info("returns").restarts == 2
+
+
+def test_a_guest_that_crashes_is_kept_for_a_look_if_told_so(lab):
+    lab.create("kept", on_crash=Action.PRESERVE)
+    end_by(lab, "kept", PANIC)
+    wait_until(lambda: lab.client.info("kept").state is DomainState.CRASHED, "the guest has crashed")
+    assert b"Kernel panic" in lab.client.dmesg("kept")
+    with pytest.raises(TvError, match="tv destroy kept") as refusal:
+        lab.client.exec("kept", ["true"])
+    assert refusal.value.status is Status.EHOSTDOWN
+    lab.client.destroy("kept")
+    assert is_gone(lab, "kept")
+
+
+def test_a_guest_that_crashes_again_and_again_is_given_up(tmp_path):
+    with start_lab(tmp_path, guests="restart = { free_deaths = 3, max_deaths = 3, window_s = 600 }") as lab:
+        lab.create("hopeless", extra="rdinit=/no/such/file", on_crash=Action.RESTART)
+        wait_until(lambda: lab.client.info("hopeless").state is DomainState.GIVEN_UP, "the guest is given up")
+        assert len(lab.log.all("guest.ended", name="hopeless", reason="crash")) == 3
+        assert lab.log.all("guest.given_up", name="hopeless", deaths=3)
+        lab.destroy_all()
