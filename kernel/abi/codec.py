@@ -16,8 +16,12 @@ __all__ = ["MAX_PACKET", "Codec", "Undecodable", "encode", "pack_batches"]
 MAX_PACKET = 65536
 """Bytes in one packet. Far below the 212,960 that a Linux SOCK_SEQPACKET carries, so that a queue holds several."""
 
-MAX_BATCH = 4096
-"""Messages in one packet: one array header of 64 KiB of empty arrays must not cost us a second of decoding."""
+MAX_BATCH = 256
+"""Messages in one packet. Four times what the largest sender has (64 descriptors in a packet bound a reconnection), and
+few enough that the dearest packet costs the hypervisor two milliseconds."""
+
+_ARRAY_16, _ARRAY_32 = 0xDC, 0xDD
+"""msgpack's first byte of an array whose length has 2 or 4 bytes; a shorter one's is 0x90 + length."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -55,8 +59,9 @@ def pack_batches(messages: Iterable[Struct]) -> list[bytes]:
 class Codec:
     """Decoder for one channel's messages (a union of tagged, array-like structs).
 
-    Raises `msgspec.DecodeError` for a packet that is no array of at most `MAX_BATCH` items: the peer broke
-    the ABI. An item that is no known message comes back as `Undecodable`, and does not hide the others.
+    Raises `msgspec.DecodeError` for a packet that is no array of at most `MAX_BATCH` items, or not msgpack all
+    through: the peer broke the ABI. An item that is no known message comes back as `Undecodable`, and does not hide the
+    others.
     """
 
     def __init__(self, messages: UnionType | type[Struct]) -> None:
@@ -66,12 +71,18 @@ class Codec:
 
     def decode(self, packet: bytes) -> list[Any]:
         """The packet's messages in order, `Undecodable` in the place of what is none."""
+        if _length(packet) > MAX_BATCH:
+            raise msgspec.DecodeError(f"{_length(packet)} messages in a packet, at most {MAX_BATCH}")
+        try:
+            return self._decode(packet)
+        except (UnicodeDecodeError, RecursionError) as error:  # text that is no UTF-8; nested without end
+            raise msgspec.DecodeError(str(error)) from error
+
+    def _decode(self, packet: bytes) -> list[Any]:
         try:
             batch: list[Any] = self._batch.decode(packet)
         except msgspec.ValidationError:
             batch = [self._decode_item(item) for item in self._items.decode(packet)]
-        if len(batch) > MAX_BATCH:
-            raise msgspec.DecodeError(f"{len(batch)} messages in a packet, at most {MAX_BATCH}")
         return batch
 
     def _decode_item(self, item: msgspec.Raw) -> Any:
@@ -79,6 +90,16 @@ class Codec:
             return self._one.decode(item)
         except msgspec.ValidationError as error:
             return Undecodable(*_numbers_of(item), str(error))
+
+
+def _length(packet: bytes) -> int:
+    """Of the array that a packet begins with, before anything is made of it; 0 where it begins with something else."""
+    first = packet[0] if packet else 0
+    if first == _ARRAY_16:
+        return int.from_bytes(packet[1:3], "big")
+    if first == _ARRAY_32:
+        return int.from_bytes(packet[1:5], "big")
+    return 0
 
 
 def _numbers_of(item: msgspec.Raw) -> tuple[int | None, int | None]:
