@@ -14,7 +14,7 @@ from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import ShutdownRequested
 from kernel.boot_files import open_boot_files, read_lpj
 from kernel.core.domains import Kind
-from kernel.core.restart import RestartAfter, decide
+from kernel.core.restart import GiveUp, RestartAfter, decide
 from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import Body, embody
@@ -209,17 +209,21 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
 
 
 def _restart(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
-    """Start it again. A reboot is the guest's own wish; a crash counts towards giving it up."""
+    """Start it again. A reboot is the guest's own wish, though not without end at once; a crash counts towards giving
+    it up."""
     guest.restarts += 1
-    delay_s = 0.0
-    if reason is not ShutdownReason.REBOOT:
-        guest.deaths_s.append(trio.current_time())
-        decision = decide(machine.manifest.guests.restart, guest.deaths_s)
-        if not isinstance(decision, RestartAfter):
+    policy, now = machine.manifest.guests.restart, trio.current_time()
+    if reason is ShutdownReason.REBOOT:
+        guest.reboots_s = [*(t for t in guest.reboots_s if t > now - policy.window_s), now]
+        decision = decide(policy, guest.reboots_s)
+    else:
+        guest.deaths_s.append(now)
+        decision = decide(policy, guest.deaths_s)
+        if isinstance(decision, GiveUp):
             guest.record.state = DomainState.GIVEN_UP
             machine.log.critical("guest.given_up", name=guest.config.name, deaths=decision.deaths)
             return
-        delay_s = decision.delay_s
+    delay_s = decision.delay_s if isinstance(decision, RestartAfter) else policy.backoff_cap_s
     machine.nursery.start_soon(_start_later, machine, guest, delay_s)
 
 

@@ -61,22 +61,43 @@ def dispatch(machine: Machine, caller: Incarnation, received: Packet) -> None:
     fault.
     """
     replies: list[Reply] = []
-    descriptors: list[int] = []
-    for message in _codec.decode(received.data):
-        if isinstance(message, Undecodable):
-            replies.append(_unknown(caller, message))
-            continue
-        riding = take(received.descriptors, h.DESCRIPTORS.get(type(message), 0))
-        try:
-            reply = _perform(machine, caller, message, riding, descriptors)
-        finally:
-            packet.close_all(riding)
-        if reply is not None:
-            replies.append(reply)
-    if replies:
-        post(machine, caller, *replies, descriptors=tuple(descriptors))
+    handed_out: list[int] = []
+    try:
+        for message in _codec.decode(received.data):
+            if caller.ended_for:
+                break
+            reply = _act(machine, caller, message, received.descriptors, handed_out)
+            if reply is not None:
+                replies.append(reply)
+            if len(handed_out) == packet.MAX_DESCRIPTORS:
+                _post_replies(machine, caller, replies, handed_out)
+        _post_replies(machine, caller, replies, handed_out)
+    finally:
+        packet.close_all(handed_out)
     if received.descriptors:
         raise DomainFault(caller.peer, "more descriptors than its messages carry", surplus=len(received.descriptors))
+
+
+def _act(
+    machine: Machine, caller: Incarnation, message: Any, descriptors: list[int], handed_out: list[int]
+) -> Reply | None:
+    """One message, with the descriptors that it carries out of those of its packet."""
+    if isinstance(message, Undecodable):
+        return _unknown(caller, message)
+    riding = take(descriptors, h.DESCRIPTORS.get(type(message), 0))
+    try:
+        return _perform(machine, caller, message, riding, handed_out)
+    finally:
+        packet.close_all(riding)
+
+
+def _post_replies(machine: Machine, caller: Incarnation, replies: list[Reply], handed_out: list[int]) -> None:
+    """Post what there is, and forget it: the descriptors are the link's then."""
+    if replies:
+        descriptors = tuple(handed_out)
+        handed_out.clear()
+        post(machine, caller, *replies, descriptors=descriptors)
+        replies.clear()
 
 
 def _unknown(caller: Incarnation, message: Undecodable) -> Reply:
@@ -100,15 +121,25 @@ def _perform(
         if caller.waiting_calls >= MAX_WAITING:
             answer.close()  # type: ignore[attr-defined]
             raise Refused(Status.EAGAIN, f"{MAX_WAITING} calls wait already: wait for one of them")
+        caller.waiting_calls += 1
         machine.nursery.start_soon(_answer_later, machine, caller, call, answer)
     except Refused as refusal:
         if not hasattr(call, "request"):
             raise DomainFault(caller.peer, refusal.why) from refusal
-        machine.log.info(
-            "hypercall.refused", **who(caller), call=type(call).__name__, status=refusal.status.name, why=refusal.why
-        )
-        return Reply(call.request, refusal.status, why=refusal.why)
+        return _refuse(machine, caller, call, refusal)
     return None
+
+
+def _refuse(machine: Machine, caller: Incarnation, call: Any, refusal: Refused) -> Reply:
+    """Log it, as far as this domain's allowance goes, and say so."""
+    record = caller.record
+    if record.refusals.has(1, trio.current_time()):
+        facts = {"call": type(call).__name__, "status": refusal.status.name, "why": refusal.why}
+        machine.log.info("hypercall.refused", **who(caller), **facts, unlogged=record.unlogged_refusals)
+        record.unlogged_refusals = 0
+    else:
+        record.unlogged_refusals += 1
+    return Reply(call.request, refusal.status, why=refusal.why)
 
 
 def _reply(call: Any, answer: Answer, handed_out: list[int]) -> Reply | None:
@@ -121,15 +152,11 @@ def _reply(call: Any, answer: Answer, handed_out: list[int]) -> Reply | None:
 
 
 async def _answer_later(machine: Machine, caller: Incarnation, call: Any, answer: Awaitable[Answer]) -> None:
-    caller.waiting_calls += 1
     try:
         value = (await answer).value
         reply = Reply(call.request, Status.OK, value)
     except Refused as refusal:
-        machine.log.info(
-            "hypercall.refused", **who(caller), call=type(call).__name__, status=refusal.status.name, why=refusal.why
-        )
-        reply = Reply(call.request, refusal.status, why=refusal.why)
+        reply = _refuse(machine, caller, call, refusal)
     finally:
         caller.waiting_calls -= 1
     if not caller.gone.is_set():
@@ -158,8 +185,9 @@ def _version(machine: Machine, _caller: Incarnation, _call: h.Version, _riding: 
 
 
 def _sched_shutdown(machine: Machine, caller: Incarnation, call: h.SchedShutdown, _riding: list[int]) -> Answer:
-    if caller.shutdown is None:
-        machine.nursery.start_soon(_end_if_it_stays, machine, caller)
+    if caller.shutdown is not None:
+        raise Refused(Status.EEXIST, "it has said already that it ends")
+    machine.nursery.start_soon(_end_if_it_stays, machine, caller)
     caller.shutdown, caller.detail = call.reason, call.detail
     machine.log.info("domain.shut_down", **who(caller), reason=call.reason.name.lower(), detail=call.detail)
     return Answer()

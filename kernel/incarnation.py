@@ -42,8 +42,9 @@ def end(machine: Machine, incarnation: Incarnation, why: str) -> None:
 
 
 def end_for_fault(machine: Machine, incarnation: Incarnation, fault: DomainFault) -> None:
-    """The incarnation broke the ABI: log the evidence and end it."""
-    machine.log.error("domain.faulted", **who(incarnation), what=fault.what, evidence=fault.evidence)
+    """The incarnation broke the ABI: log the evidence and end it. Of one that is being ended, only believe less."""
+    if not incarnation.ended_for:
+        machine.log.error("domain.faulted", **who(incarnation), what=fault.what, evidence=fault.evidence)
     if incarnation.record.domid in machine.drivers:
         machine.drivers[incarnation.record.domid].driver.accused(incarnation.peer)
     end(machine, incarnation, f"fault: {fault.what}")

@@ -15,8 +15,9 @@ from kernel.abi.status import DomainFault
 
 __all__ = ["Link", "take"]
 
-BACKLOG_PACKETS = 256
-"""Kept for a peer that does not read. A domain's socket holds as many again; one that is further behind is hung."""
+BACKLOG_PACKETS = 4096
+"""Kept for a peer that does not read: three for each of the thousand vbds of a backend that is being cloned, and its
+guests' news. One that is further behind is hung. What it asked for itself is never so much: see `flushed`."""
 
 
 class Link:
@@ -26,6 +27,8 @@ class Link:
         self._socket = sock
         self._backlog: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._woken = trio.Event()
+        self._flushed = trio.Event()
+        self._flushed.set()
 
     def post(self, messages: Sequence[Struct], descriptors: Sequence[int] = ()) -> None:
         """Send a batch, and close `descriptors`. A peer that is gone is no error: its pidfd will say so.
@@ -42,6 +45,8 @@ class Link:
         if len(self._backlog) >= BACKLOG_PACKETS:
             packet.close_all(descriptors)
             raise DomainFault(None, "does not read its control channel", packets=BACKLOG_PACKETS)
+        if not self._backlog:
+            self._flushed = trio.Event()
         self._backlog.append((data, descriptors))
         self._woken.set()
 
@@ -62,8 +67,13 @@ class Link:
                 await trio.lowlevel.wait_writable(self._socket)
                 if self._send_now(*self._backlog[0]):
                     self._backlog.popleft()
+            self._flushed.set()
             self._woken = trio.Event()
             await self._woken.wait()
+
+    async def flushed(self) -> None:
+        """Wait until the peer has taken all but what its socket holds. `flush_forever` runs meanwhile."""
+        await self._flushed.wait()
 
     async def receive(self) -> Packet:
         """Take one packet; empty when the peer has closed. Raises DomainFault for one that was cut short."""

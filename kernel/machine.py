@@ -69,6 +69,7 @@ class Guest:
     created_s: float
     incarnation: Incarnation | None = None
     deaths_s: list[float] = field(default_factory=list)
+    reboots_s: list[float] = field(default_factory=list)
     restarts: int = 0
     destroying: bool = False
     accusations_s: list[float] = field(default_factory=list)

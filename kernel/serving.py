@@ -1,6 +1,7 @@
 """Taking what a domain sends on its control channel: bounds, then types, then meaning."""
 
 import os
+import time
 
 import msgspec
 import trio
@@ -12,9 +13,6 @@ from kernel.machine import Incarnation, Machine
 
 __all__ = ["drain", "serve"]
 
-PACKETS_A_TURN = 16
-"""Taken from one domain before others have their turn: a flood slows its sender alone."""
-
 CLOSED_GRACE_S = 1.0
 """A domain that closed its control channel is about to end. If it is not, it is ended."""
 
@@ -23,24 +21,31 @@ DRAIN_PACKETS = 64
 
 
 async def serve(machine: Machine, incarnation: Incarnation) -> None:
-    """Take packets until the channel closes. A packet that breaks the ABI ends the domain."""
+    """Take packets until the channel closes or the domain is to end. A packet that breaks the ABI ends it.
+
+    After each packet others have their turn, and a domain that has used up its share of the hypervisor's time waits:
+    a flood slows its sender alone. One that does not take its answers is not listened to, pongs included.
+    """
     try:
-        while True:
-            for _ in range(PACKETS_A_TURN):
-                packet = await incarnation.link.receive()
-                if not packet.data:
-                    close_all(packet.descriptors)
-                    await trio.sleep(CLOSED_GRACE_S)
-                    raise DomainFault(incarnation.peer, "closed its control channel and lives on")
-                _take(machine, incarnation, packet)
-            await trio.lowlevel.checkpoint()
+        while not incarnation.ended_for:
+            await incarnation.link.flushed()
+            packet = await incarnation.link.receive()
+            if not packet.data:
+                close_all(packet.descriptors)
+                await trio.sleep(CLOSED_GRACE_S)
+                raise DomainFault(incarnation.peer, "closed its control channel and lives on")
+            began_s = time.thread_time()
+            _take(machine, incarnation, packet)
+            await trio.sleep(incarnation.record.time.spend(time.thread_time() - began_s, trio.current_time()))
     except DomainFault as fault:
         end_for_fault(machine, incarnation, fault)
 
 
 def drain(machine: Machine, incarnation: Incarnation) -> None:
-    """Take what a domain sent before it ended. What it broke then harms nobody."""
+    """Take what a domain sent before it ended by itself. What it broke then harms nobody."""
     for _ in range(DRAIN_PACKETS):
+        if incarnation.ended_for:
+            return
         try:
             packet = incarnation.link.receive_nowait()
             if not packet.data:
@@ -50,6 +55,7 @@ def drain(machine: Machine, incarnation: Incarnation) -> None:
             return
         except DomainFault as fault:
             machine.log.warning("domain.last_words_unreadable", peer=str(incarnation.peer), what=fault.what)
+            return
 
 
 def _take(machine: Machine, incarnation: Incarnation, packet: Packet) -> None:

@@ -7,7 +7,7 @@ import time
 
 from kernel.abi.hypercalls import XenbusConnect, XenbusConnected, XenbusFault
 from kernel.abi.ids import DomId, Peer
-from kernel.abi.status import DomainFault, Refused
+from kernel.abi.status import DomainFault, Refused, Status
 from kernel.abi.upcalls import (
     BackendActive,
     BackendOffered,
@@ -112,6 +112,10 @@ def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
     """
     machine.domains.check_alive(call.peer)
     vbd = machine.vbds.shared_by(caller.peer, call.handle, call.peer)
+    accused = machine.alive[call.peer]
+    if accused.ended_for:
+        end_for_fault(machine, accused, DomainFault(call.peer, call.what, evidence=call.evidence))
+        raise Refused(Status.ESTALE, f"{call.peer} is being ended")
     vbd.faults += 1
     machine.log.error(
         "ring.faulted", **who(caller), accused=str(call.peer), vbd=vbd.vdev, what=call.what, evidence=call.evidence
@@ -121,7 +125,7 @@ def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
             machine, caller, DomainFault(caller.peer, "accuses its backends too often", accusations=ACCUSATIONS)
         )
         return
-    end_for_fault(machine, machine.alive[call.peer], DomainFault(call.peer, call.what, evidence=call.evidence))
+    end_for_fault(machine, accused, DomainFault(call.peer, call.what, evidence=call.evidence))
 
 
 def _accuses_too_often(machine: Machine, caller: Incarnation) -> bool:

@@ -107,8 +107,9 @@ class Version(Struct, tag=0x08, array_like=True, frozen=True, forbid_unknown_fie
 class SchedShutdown(Struct, tag=0x10, array_like=True, frozen=True, forbid_unknown_fields=True):
     """The caller has ended its work (`SCHEDOP_shutdown`). What follows is the domain's `on_*` setting.
 
-    Caller:  any domain, for itself.
-    Promise: an OK, then the end of the whole domain; never a second answer.
+    Caller:  any domain, for itself, once.
+    Promise: an OK, then the end of the whole domain.
+    Errors:  EEXIST it has said so already.
     """
 
     request: Request
@@ -204,7 +205,7 @@ class XenbusConnect(Struct, tag=0x28, array_like=True, frozen=True, forbid_unkno
 
     Caller:  the guest that owns the vbd.
     Promise: the backend is told by `VbdRing`; the frontend by `VbdConnected` when the backend has mapped it.
-    Errors:  ENOENT no such vbd of the caller, ESTALE that backend has ended.
+    Errors:  ENOENT no such vbd of the caller, ESTALE that backend has ended, EEXIST it was given a ring already.
     """
 
     request: Request
@@ -219,7 +220,7 @@ class XenbusConnected(Struct, tag=0x29, array_like=True, frozen=True, forbid_unk
     """The backend has mapped a frontend's ring.
 
     Caller:  the backend named in that ring's `XenbusConnect`.
-    Errors:  ENOENT not a vbd of the caller, ESTALE the frontend has ended.
+    Errors:  ENOENT not a vbd of the caller, ESTALE the frontend has ended, EEXIST it was said already.
     """
 
     request: Request

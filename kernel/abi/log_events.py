@@ -49,7 +49,10 @@ LOG_EVENTS = {
     "guest.not_restarted": LogEvent("a guest could not be started again", "name why"),
     "guest.ready": LogEvent("the agent in the guest answers", "release boot_id trouble"),
     "guest.stopping": LogEvent("the guest goes down", "mode"),
-    "hypercall.refused": LogEvent("a hypercall was answered with a status that is not OK", "name peer call status why"),
+    "hypercall.refused": LogEvent(
+        "a hypercall was answered with a status that is not OK; `unlogged`: so many more since the last one",
+        "name peer call status why unlogged",
+    ),
     "hypervisor.ready": LogEvent("Dom0 and every driver take upcalls", ""),
     "hypervisor.started": LogEvent("the first event of a run", "version pid run"),
     "hypervisor.stopped": LogEvent("the last event of a run", ""),

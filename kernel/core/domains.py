@@ -7,6 +7,7 @@ from enum import Enum
 from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import DOM0, DomId, Generation, Peer
 from kernel.abi.status import KernelBug, Refused, Status
+from kernel.core.allowance import Allowance
 
 __all__ = ["DomainRecord", "DomainTable", "Kind", "Life"]
 
@@ -42,10 +43,22 @@ _NEXT = {
 
 _NONE_YET = Generation(0)
 
+BURST_S = 0.25
+"""Of the hypervisor's time at once: a driver that reconnects eight hundred rings takes less."""
+
+_SHARES = {Kind.DOM0: 1.0, Kind.DRIVER: 0.1, Kind.GUEST: 0.05}
+"""Of the hypervisor's time in the long run, whatever a domain asks for. The administrator waits for nobody's flood."""
+
+REFUSALS_LOGGED, REFUSALS_LOGGED_PER_S = 50.0, 1.0
+"""A domain that asks for what it may not have a thousand times a second must not drown what others are logged for."""
+
 
 @dataclass(slots=True)
 class DomainRecord:
-    """One domain. `lives` has its incarnations that are not gone; `state` is what an administrator is told."""
+    """One domain. `lives` has its incarnations that are not gone; `state` is what an administrator is told.
+
+    `time` (seconds of the hypervisor's) and `refusals` (that are logged) are its own over all its incarnations.
+    """
 
     domid: DomId
     name: str
@@ -53,6 +66,12 @@ class DomainRecord:
     state: DomainState = DomainState.STARTING
     generation: Generation = _NONE_YET
     lives: dict[Generation, Life] = field(default_factory=dict)
+    time: Allowance = field(init=False)
+    refusals: Allowance = field(default_factory=lambda: Allowance(REFUSALS_LOGGED, REFUSALS_LOGGED_PER_S))
+    unlogged_refusals: int = 0
+
+    def __post_init__(self) -> None:
+        self.time = Allowance(BURST_S, _SHARES[self.kind])
 
 
 class DomainTable:

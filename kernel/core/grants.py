@@ -12,8 +12,11 @@ from kernel.abi.status import Refused, Status
 __all__ = ["GrantTable", "Token"]
 
 MAX_GRANTS = 1024
-"""Of one domain: two for each ring, rings for an active backend, a standby and a successor, sixteen disks; the
-rest is air."""
+"""Of one domain, mapped ones included."""
+
+MAX_UNMAPPED = 128
+"""Of one domain: each holds a descriptor of the hypervisor's. Two for each ring, rings for an active backend, a standby
+and a successor, sixteen disks; the rest is air."""
 
 Token = int
 """Stands for a descriptor. Whoever gets a token back from a method here closes what it stands for."""
@@ -40,6 +43,8 @@ class GrantTable:
             raise Refused(Status.EEXIST, f"grant {ref} of {owner} is in use")
         if len(grants) >= MAX_GRANTS:
             raise Refused(Status.ENOSPC, f"{owner} has {MAX_GRANTS} grants: end one first")
+        if sum(1 for held in grants.values() if held.token is not None) >= MAX_UNMAPPED:
+            raise Refused(Status.ENOSPC, f"{owner} has {MAX_UNMAPPED} grants that nobody has mapped: end one first")
         grants[ref] = _Grant(to, access, token)
 
     def map(self, caller: Peer, owner: Peer, ref: GrantRef, access: Access) -> Token:

@@ -64,21 +64,25 @@ class VbdTable:
         return [vbd for vbd in self._vbds.values() if vbd.driver == driver]
 
     def connect(self, caller: Peer, handle: VbdHandle, backend: Peer) -> Vbd:
-        """A frontend has made a ring for `backend`. Refuses a vbd that is not its own, or a backend of another
-        driver."""
+        """A frontend has made a ring for `backend`. Refuses a vbd that is not its own, a backend of another driver, or
+        a second ring for one that has one: each is a message to the backend."""
         vbd = self._vbds.get(handle)
         if vbd is None or vbd.frontend != caller or backend.domid != vbd.driver:
             raise Refused(Status.ENOENT, f"{caller} has no vbd {handle} that {backend} serves")
+        if backend in vbd.rings:
+            raise Refused(Status.EEXIST, f"{backend} has a ring of vbd {handle} already")
         vbd.rings[backend] = False
         return vbd
 
     def connected(self, caller: Peer, handle: VbdHandle, frontend: Peer) -> Vbd:
-        """A backend has mapped that ring. Refuses one that it was never given."""
+        """A backend has mapped that ring. Refuses one that it was never given, and saying so twice."""
         vbd = self._vbds.get(handle)
         if vbd is None or caller not in vbd.rings:
             raise Refused(Status.ENOENT, f"{caller} has no ring of vbd {handle}")
         if vbd.frontend != frontend:
             raise Refused(Status.ESTALE, f"{frontend} no longer uses vbd {handle}")
+        if vbd.rings[caller]:
+            raise Refused(Status.EEXIST, f"vbd {handle} is connected already")
         vbd.rings[caller] = True
         return vbd
 
