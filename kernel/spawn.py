@@ -46,10 +46,14 @@ class Child:
 
 @dataclass(eq=False, slots=True)
 class _Zygote:
-    """One zygote as the hypervisor sees it. `waiting` has who waits for which request."""
+    """One zygote as the hypervisor sees it. `waiting` has who waits for which request.
+
+    `process` is the base's, which is held until it is reaped: `subprocess` reaps by itself what nobody holds.
+    """
 
     socket: socket.socket
     pid: int
+    process: subprocess.Popen[bytes] | None = None
     waiting: dict[RequestId, trio.MemorySendChannel[Child | SpawnFailed]] = field(default_factory=dict)
     dead: bool = False
 
@@ -108,7 +112,7 @@ class Zygotes:
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
-            self._base = _Zygote(ours, process.pid)
+            self._base = _Zygote(ours, process.pid, process)
             self._nursery.start_soon(self._read_answers, self._base, "", os.pidfd_open(process.pid))
             self._log.info("zygote.started", role="", pid=process.pid)
         return self._base
@@ -145,7 +149,11 @@ class Zygotes:
             waiting.close()
         zygote.socket.close()
         await trio.lowlevel.wait_readable(pidfd)
-        _reap_dead(pidfd)
+        if zygote.process is None:
+            _reap_dead(pidfd)
+        else:
+            zygote.process.wait()
+            os.close(pidfd)
         await self._reap_spare(zygote.pid)
 
     async def _reap_spare(self, pid: int) -> None:
