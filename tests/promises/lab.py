@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,7 +111,11 @@ def start_lab(run: Path, *, tree: Path | None = None, **settings) -> Iterator[La
     file.write_text(manifest(**settings))
     with contextlib.chdir(tree or ROOT), start_hypervisor(run, file) as hypervisor:
         lab = Lab(hypervisor, settings.get("name", DRIVER), standby=settings.get("standby", False))
-        yield lab
+        try:
+            yield lab
+        finally:
+            if hypervisor.process.poll() not in (None, 0, -signal.SIGKILL):
+                print(f"the hypervisor ended: {hypervisor.process.stdout and hypervisor.process.stdout.read()}")
         if hypervisor.process.poll() is None:
             family = descendants_of(lab.pid)
             assert hypervisor.stop() == 0, f"see {run}/log"
