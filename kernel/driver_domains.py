@@ -1,6 +1,5 @@
 """Keeping drivers, and Dom0, alive: acting on the orders of `kernel.core.drivers`."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,13 +21,13 @@ __all__ = ["start_dom0", "start_driver"]
 MIB = 1024 * 1024
 
 
-def start_dom0(machine: Machine, manifest: Dom0Manifest, keeper_tails: int) -> None:
-    """Start Dom0. `keeper_tails` is its channel to the log keeper; each of its incarnations gets a copy."""
+def start_dom0(machine: Machine, manifest: Dom0Manifest) -> None:
+    """Start Dom0. Each of its incarnations has its own channel to the log keeper: no answer to one reaches another."""
 
     def body() -> Body:
         config = msgspec.msgpack.encode(Dom0Start(machine.run.name, VERSION))
         jail = Jail(kind="dom0", memory_bytes=manifest.address_space * MIB, nofile=1024)
-        return Body(manifest.role, jail, config, {"keeper": os.dup(keeper_tails)}, manifest.heartbeat)
+        return Body(manifest.role, jail, config, {"keeper": machine.keeper.open_tails()}, manifest.heartbeat)
 
     _start(machine, "dom0", Kind.DOM0, manifest, body, standby=False)
 

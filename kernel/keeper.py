@@ -1,8 +1,7 @@
-"""The log keeper: `python -m kernel.keeper CONTROL TAILS RUN`, one process, pipes of every domain in, stamped files
-out.
+"""The log keeper: `python -m kernel.keeper CONTROL RUN`, one process, pipes of every domain in, stamped files out.
 
-CONTROL is a channel to the hypervisor (`KeepPipe`, `PipeEnded`), TAILS one to Dom0 (`Tail`, `TailPart`, `TailEnd`),
-RUN the run folder.
+CONTROL is a channel to the hypervisor (`KeepPipe`, `KeepTails`, `PipeEnded`), RUN the run folder. A channel to Dom0
+(`Tail`, `TailPart`, `TailEnd`) comes with each incarnation of Dom0.
 """
 
 import os
@@ -10,6 +9,7 @@ import selectors
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import msgspec
 
 from kernel.abi import packet
 from kernel.abi.codec import Codec, encode
-from kernel.abi.keeping import KeepPipe, KeepRequest, PipeEnded, PipeKind, Tail, TailEnd, TailPart
+from kernel.abi.keeping import KeepPipe, KeepRequest, KeepTails, PipeEnded, PipeKind, Tail, TailEnd, TailPart
 from kernel.abi.status import DomainFault
 from kernel.keeping import Keeping, LogStamper, TailBuffer
 
@@ -34,21 +34,21 @@ _codec = Codec(KeepRequest)
 class Keeper:
     """All pipes and their files."""
 
-    def __init__(self, control: socket.socket, tails: socket.socket, run: Path) -> None:
+    def __init__(self, control: socket.socket, run: Path) -> None:
         self._control = control
-        self._tails = tails
+        self._tails: Tails | None = None
         self._run = run
         self._selector = selectors.DefaultSelector()
         self._pipes: dict[int, tuple[KeepPipe, Keeping]] = {}
         self._tail_of: dict[str, TailBuffer] = {}
         self._watch(control.fileno(), self._take_request)
-        self._watch(tails.fileno(), self._answer_tail)
 
     def serve(self) -> None:
         """Until the hypervisor's end of the control channel closes and every pipe is at its end."""
         while self._pipes or self._control.fileno() in self._selector.get_map():
             for key, _ in self._selector.select():
-                key.data()
+                if self._selector.get_map().get(key.fd) is key:  # the one before may have closed it
+                    key.data()
 
     def _watch(self, descriptor: int, act: Callable[[], None]) -> None:
         self._selector.register(descriptor, selectors.EVENT_READ, act)
@@ -59,8 +59,13 @@ class Keeper:
             self._selector.unregister(self._control.fileno())
             return
         for message in _codec.decode(data):
-            if isinstance(message, KeepPipe):
-                self._keep(message, descriptors.pop(0))
+            match message:
+                case KeepPipe():
+                    self._keep(message, descriptors.pop(0))
+                case KeepTails():
+                    if self._tails:
+                        self._tails.close()
+                    self._tails = Tails(socket.socket(fileno=descriptors.pop(0)), self._selector, self._tail_of)
 
     def _keep(self, request: KeepPipe, pipe: int) -> None:
         os.set_blocking(pipe, False)
@@ -73,11 +78,11 @@ class Keeper:
         is_log = request.kind is PipeKind.LOG
         name = f"log/{request.name}.{request.peer.generation}.jsonl" if is_log else f"console/{request.name}.log"
         path = self._run / name
-        path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        descriptor = _open_file(path)
         if is_log and request.name != "hypervisor":
             return Keeping(descriptor, LogStamper(request.name, request.peer), None)
-        tail = self._tail_of.setdefault("" if is_log else request.name, TailBuffer())
+        of = "" if is_log else request.name
+        tail = self._tail_of[of] = self._tail_of.get(of) or TailBuffer(path if path.exists() else None)
         return Keeping(descriptor, LogStamper(request.name, request.peer) if is_log else None, tail)
 
     def _drain(self, pipe: int) -> None:
@@ -95,29 +100,68 @@ class Keeper:
         except OSError:
             return
 
-    def _answer_tail(self) -> None:
-        data, descriptors = self._receive_from_dom0()
-        packet.close_all(descriptors)
-        if not data:
-            self._selector.unregister(self._tails.fileno())
-            return
-        for message in _codec.decode(data):
-            if isinstance(message, Tail):
-                self._send_tail(message.name)
 
-    def _receive_from_dom0(self) -> packet.Packet:
+class Tails:
+    """Dom0's channel. An answer waits until Dom0 takes it, and so does the next question; nothing else does."""
+
+    def __init__(
+        self, channel: socket.socket, selector: selectors.DefaultSelector, tail_of: dict[str, TailBuffer]
+    ) -> None:
+        self._channel = channel
+        self._selector = selector
+        self._tail_of = tail_of
+        self._answer: deque[bytes] = deque()
+        selector.register(channel.fileno(), selectors.EVENT_READ, self._take_question)
+
+    def close(self) -> None:
+        """Another incarnation of Dom0 has another."""
+        if self._channel.fileno() in self._selector.get_map():
+            self._selector.unregister(self._channel.fileno())
+        self._channel.close()
+
+    def _take_question(self) -> None:
         try:
-            return packet.receive(self._tails)
+            data, descriptors = packet.receive(self._channel)
+            packet.close_all(descriptors)
+            messages = _codec.decode(data) if data else []
         except (OSError, DomainFault, msgspec.DecodeError):
-            return packet.Packet(b"", [])
+            data, messages = b"", []
+        if not data:
+            self._selector.unregister(self._channel.fileno())
+            return
+        for message in messages:
+            if isinstance(message, Tail) and not self._answer:
+                self._answer.extend(_parts(self._tail_of.get(message.name or "")))
+        self._push_answer()
 
-    def _send_tail(self, name: str | None) -> None:
-        tail = self._tail_of.get(name or "")
-        data = tail.bytes() if tail else b""
-        parts = [TailPart(data[at : at + PART_BYTES]) for at in range(0, len(data), PART_BYTES)]
-        self._tails.setblocking(True)
-        for message in [*parts, TailEnd(tail is not None)]:
-            self._tails.sendall(encode([message]))
+    def _push_answer(self) -> None:
+        try:
+            while self._answer:
+                packet.send(self._channel, self._answer[0])
+                self._answer.popleft()
+        except BlockingIOError:
+            self._selector.modify(self._channel.fileno(), selectors.EVENT_WRITE, self._push_answer)
+            return
+        except OSError:
+            self._answer.clear()
+        self._selector.modify(self._channel.fileno(), selectors.EVENT_READ, self._take_question)
+
+
+def _parts(tail: TailBuffer | None) -> list[bytes]:
+    data = tail.bytes() if tail else b""
+    parts = [TailPart(data[at : at + PART_BYTES]) for at in range(0, len(data), PART_BYTES)]
+    return [encode([message]) for message in [*parts, TailEnd(tail is not None)]]
+
+
+def _open_file(path: Path) -> int:
+    """For appending. Where there cannot be one, as on a full disk, nothing is kept: the domain must not notice."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        path.parent.mkdir(exist_ok=True)
+        return os.open(path, flags, 0o640)
+    except OSError as error:
+        print(f"keeper: {path}: {error.strerror}: its domain's events are lost", file=sys.stderr)
+        return os.open(os.devnull, flags)
 
 
 def main() -> None:
@@ -125,8 +169,7 @@ def main() -> None:
     affair."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    control, tails = (socket.socket(fileno=int(text)) for text in sys.argv[1:3])
-    Keeper(control, tails, Path(sys.argv[3])).serve()
+    Keeper(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])).serve()
 
 
 if __name__ == "__main__":

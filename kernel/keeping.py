@@ -3,11 +3,13 @@
 import os
 import time
 from collections import deque
+from pathlib import Path
 
 import orjson
 
 from kernel.abi.ids import Peer
 from kernel.abi.keeping import TAIL_BYTES
+from kernel.core.allowance import Allowance
 
 __all__ = ["Keeping", "LogStamper", "TailBuffer"]
 
@@ -40,6 +42,10 @@ class LogStamper:
             self._rest = b""
         return b"".join(self._stamped(line) for line in complete if line)
 
+    def skip(self, data: bytes) -> None:
+        """Pass over bytes that are not kept, up to the beginning of their last line."""
+        self._rest = data.rpartition(b"\n")[2]
+
     def last(self) -> bytes:
         """At the pipe's end: a line that was cut off by a kill is kept as it is."""
         rest, self._rest = self._rest, b""
@@ -55,19 +61,24 @@ class LogStamper:
     def _stamped(self, line: bytes) -> bytes:
         try:
             fields = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return self.event("log.unreadable", text=line[:512].decode(errors="replace"))
-        if not isinstance(fields, dict):
-            return self.event("log.unreadable", text=line[:512].decode(errors="replace"))
-        return orjson.dumps({**self._stamp, **{k: v for k, v in fields.items() if k not in self._stamp}}) + b"\n"
+            if isinstance(fields, dict) and isinstance(fields.get("event"), str):
+                own = {key: value for key, value in fields.items() if key not in self._stamp}
+                return orjson.dumps({**self._stamp, **own}) + b"\n"
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # the latter: it reads deeper nesting than it writes
+            pass
+        return self.event("log.unreadable", text=line[:512].decode(errors="replace"))
 
 
 class TailBuffer:
-    """The last `TAIL_BYTES` of a stream."""
+    """The last `TAIL_BYTES` of a stream, which begins with what a file has already."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self._pieces: deque[bytes] = deque()
         self._size = 0
+        if file:
+            with file.open("rb") as before:
+                before.seek(max(0, before.seek(0, os.SEEK_END) - TAIL_BYTES))
+                self.take(before.read())
 
     def take(self, data: bytes) -> None:
         """Add bytes; forget the oldest."""
@@ -89,13 +100,18 @@ class Keeping:
         self._stamper = stamper
         self._tail = tail
         self._size = os.fstat(descriptor).st_size
-        self._allowance = float(BURST_BYTES)
-        self._filled_at = time.monotonic()
+        self._allowance = Allowance(BURST_BYTES, BYTES_PER_S)
         self._lost = 0
 
     def take(self, data: bytes) -> None:
-        """Keep what a pipe gave."""
-        self._write(self._stamper.lines(data) if self._stamper else data)
+        """Keep what a pipe gave. While the allowance is overdrawn, it is not even looked at: that costs time."""
+        if self._stamper is None:
+            self._write(data)
+        elif self._allowance.spend(0, time.monotonic()) > 0:
+            self._stamper.skip(data)
+            self._lost += len(data)
+        else:
+            self._write(self._stamper.lines(data))
 
     def close(self) -> None:
         """The pipe is at its end."""
@@ -109,28 +125,30 @@ class Keeping:
             return
         if self._tail:
             self._tail.take(data)
-        if not self._allowed(len(data)):
+        now_s = time.monotonic()
+        if self._allowance.spend(0, now_s) > 0 or self._size + len(data) > FILE_BYTES:
             self._lost += len(data)
             return
+        self._allowance.spend(len(data), now_s)
         self._tell_gap()
-        self._append(data)
-
-    def _allowed(self, size: int) -> bool:
-        now = time.monotonic()
-        self._allowance = min(BURST_BYTES, self._allowance + (now - self._filled_at) * BYTES_PER_S)
-        self._filled_at = now
-        if size > self._allowance or self._size + size > FILE_BYTES:
-            return False
-        self._allowance -= size
-        return True
+        if not self._append(data):
+            self._lost += len(data)
 
     def _tell_gap(self) -> None:
         if not self._lost:
             return
-        lost, self._lost = self._lost, 0
-        text = f"\n[log.gap: {lost} bytes not kept]\n".encode()
-        self._append(self._stamper.event("log.gap", bytes=lost) if self._stamper else text)
+        text = f"\n[log.gap: {self._lost} bytes not kept]\n".encode()
+        if self._append(self._stamper.event("log.gap", bytes=self._lost) if self._stamper else text):
+            self._lost = 0
 
-    def _append(self, data: bytes) -> None:
-        self._size += len(data)
-        os.write(self._descriptor, data)
+    def _append(self, data: bytes) -> bool:
+        """Append it whole, or nothing: a disk may be full, now or in the middle of a line."""
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError:
+            return False
+        if written < len(data):
+            os.ftruncate(self._descriptor, self._size)
+            return False
+        self._size += written
+        return True

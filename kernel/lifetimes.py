@@ -9,7 +9,7 @@ import trio
 
 from kernel.abi import packet
 from kernel.abi.ids import DomId
-from kernel.abi.keeping import KeepPipe, PipeKind
+from kernel.abi.keeping import PipeKind
 from kernel.abi.spawn import Identity, Jail
 from kernel.abi.upcalls import PeerDied
 from kernel.core.domains import Life
@@ -48,22 +48,13 @@ def embody(machine: Machine, domid: DomId, body: Body, on_gone: Callable[[Incarn
     machine.alive[peer] = incarnation
     descriptors = {
         "control": theirs.detach(),
-        "log": _keep_pipe(machine, incarnation, PipeKind.LOG),
+        "log": machine.keeper.keep(peer, record.name, PipeKind.LOG),
         **body.descriptors,
     }
     if body.console:
-        descriptors["console"] = _keep_pipe(machine, incarnation, PipeKind.CONSOLE)
+        descriptors["console"] = machine.keeper.keep(peer, record.name, PipeKind.CONSOLE)
     machine.nursery.start_soon(_live, machine, incarnation, body, descriptors)
     return incarnation
-
-
-def _keep_pipe(machine: Machine, incarnation: Incarnation, kind: PipeKind) -> int:
-    """Make a pipe to the log keeper for a domain. The hypervisor holds its reading end until the keeper is
-    through with it."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    machine.pipes[incarnation.peer, kind] = reading
-    machine.keeper.post([KeepPipe(incarnation.peer, incarnation.record.name, kind)], [os.dup(reading)])
-    return writing
 
 
 async def _live(machine: Machine, incarnation: Incarnation, body: Body, descriptors: dict[str, int]) -> None:

@@ -17,6 +17,7 @@ from kernel.core.grants import GrantTable
 from kernel.core.vbds import VbdTable
 from kernel.images import Image
 from kernel.link import Link
+from kernel.log_keeper import LogKeeper
 from kernel.manifest import Dom0Manifest, DriverManifest, Heartbeat, Manifest
 from kernel.run_folder import RunFolder
 from kernel.spawn import Child, Zygotes
@@ -85,7 +86,7 @@ class Machine:
     log: Log
     nursery: trio.Nursery
     zygotes: Zygotes
-    keeper: Link
+    keeper: LogKeeper
     dispatch: Callable[["Machine", Incarnation, Packet], None]
     """Acts on one packet of hypercalls, and takes out of `descriptors` what it keeps."""
     domains: DomainTable = field(default_factory=DomainTable)
@@ -96,8 +97,6 @@ class Machine:
     alive: dict[Peer, Incarnation] = field(default_factory=dict)
     drivers: dict[DomId, DriverDomain] = field(default_factory=dict)
     guests: dict[DomId, Guest] = field(default_factory=dict)
-    pipes: dict[tuple[Peer, int], int] = field(default_factory=dict)
-    """Reading ends of log and console pipes, by owner and kind, until the keeper is through with them."""
     stopping: bool = False
 
     def active(self, driver: DomId) -> Peer | None:

@@ -15,6 +15,7 @@ __all__ = [
     "TAIL_BYTES",
     "KeepPipe",
     "KeepRequest",
+    "KeepTails",
     "PipeEnded",
     "PipeKind",
     "Tail",
@@ -43,6 +44,11 @@ class KeepPipe(Struct, tag=0x01, array_like=True, frozen=True, forbid_unknown_fi
     kind: PipeKind
 
 
+class KeepTails(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Hypervisor → keeper: answer `Tail`s on this channel from now on, and on the one before no more. Carries one
+    descriptor."""
+
+
 class PipeEnded(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Keeper → hypervisor: that pipe is at its end, and all of it is in its file."""
 
@@ -68,5 +74,5 @@ class TailEnd(Struct, tag=0x12, array_like=True, frozen=True, forbid_unknown_fie
     known: bool
 
 
-KeepRequest = KeepPipe | Tail
+KeepRequest = KeepPipe | KeepTails | Tail
 TailMessage = PipeEnded | TailPart | TailEnd
