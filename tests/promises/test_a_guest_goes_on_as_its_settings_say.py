@@ -118,6 +118,7 @@ def test_a_guest_that_crashes_is_gone_if_it_is_not_told_otherwise(lab):
 
 def test_a_guest_whose_operating_system_is_killed_has_crashed(lab):
     lab.create("headless", on_crash=Action.PRESERVE)
+    lab.run_in("headless", "true")
     (system,) = [child for child in children_of(lab.client.info("headless").pid) if child.program == "linux.uml"]
     os.kill(system.pid, signal.SIGKILL)
     wait_until(lambda: lab.client.info("headless").state is DomainState.CRASHED, "the guest has crashed")

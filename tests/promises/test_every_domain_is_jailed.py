@@ -46,6 +46,7 @@ def image(images) -> Path:
 def lab(tmp_path_factory, image) -> Iterator[Lab]:
     with start_lab(tmp_path_factory.mktemp("run"), standby=True) as started:
         started.create("g", image)
+        started.run_in("g", "true")
         started.watch.wait_serving()
         yield started
 
