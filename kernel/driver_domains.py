@@ -73,7 +73,9 @@ class _Care:
             match order:
                 case Spawn(delay_s=0):
                     self._clone()
-                case Spawn(delay_s=delay_s):
+                case Spawn(delay_s=delay_s, gives_way=gives_way):
+                    if not gives_way:
+                        self.machine.log.warning("driver.backing_off", **self._name(), delay_s=delay_s)
                     self.machine.nursery.start_soon(self._clone_later, delay_s)
                 case Activate(peer=peer, take_published=take_published):
                     activate_backend(self.machine, order)
@@ -87,7 +89,6 @@ class _Care:
         self.domain.record.state = self.domain.driver.state
 
     async def _clone_later(self, delay_s: float) -> None:
-        self.machine.log.warning("driver.backing_off", **self._name(), delay_s=delay_s)
         await trio.sleep(delay_s)
         self._clone()
 

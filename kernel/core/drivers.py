@@ -9,14 +9,20 @@ from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import Peer
 from kernel.core.restart import GiveUp, RestartPolicy, decide
 
-__all__ = ["Abandon", "Activate", "Driver", "Order", "Spawn", "Withdraw"]
+__all__ = ["STANDBY_AFTER_S", "Abandon", "Activate", "Driver", "Order", "Spawn", "Withdraw"]
+
+STANDBY_AFTER_S = 0.05
+"""After an incarnation has taken over, the next standby is cloned only so much later: to clone, jail and start it takes
+some ten milliseconds of CPU, and the guests of the one that died go first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Clone an incarnation after `delay_s`. It becomes active if none is, else the standby."""
+    """Clone an incarnation after `delay_s`. It becomes active if none is, else the standby. `gives_way`: the delay is
+    for the guests' sake, and no back-off."""
 
     delay_s: float
+    gives_way: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class Driver:
     deaths_s: list[float] = field(default_factory=list)
     _faulted: bool = False
     _had_active: bool = False
+    _gave_way: bool = False
 
     def boot(self) -> list[Order]:
         """First of all."""
@@ -68,8 +75,10 @@ class Driver:
     def cloned(self, peer: Peer) -> list[Order]:
         """An incarnation that `Spawn` asked for exists. It takes packets, though its code may not run yet."""
         self.spawning -= 1
+        self._gave_way = self._gave_way and self.spawning > 0
         if self.active is None:
-            return [self._activate(peer), *self._fill(0.0)]
+            successor = self._had_active
+            return [self._activate(peer), *self._fill(0.0, gives_way=successor)]
         self.standby = peer
         return []
 
@@ -81,6 +90,7 @@ class Driver:
     def died(self, peer: Peer, now_s: float) -> list[Order]:
         """The incarnation is gone with all its threads."""
         orders: list[Order] = [Withdraw(peer)]
+        promoted = None
         if peer == self.standby:
             self.standby = None
         elif peer == self.active:
@@ -89,7 +99,7 @@ class Driver:
             if self.standby is not None:
                 promoted, self.standby = self.standby, None
                 orders.append(self._activate(promoted))
-        return orders + self._after_death(now_s)
+        return orders + self._after_death(now_s, gives_way=promoted is not None)
 
     def _activate(self, peer: Peer) -> Order:
         take_published = self._had_active and not self._faulted
@@ -97,12 +107,12 @@ class Driver:
         self.state = DomainState.RUNNING
         return Activate(peer, take_published)
 
-    def _after_death(self, now_s: float) -> list[Order]:
+    def _after_death(self, now_s: float, *, gives_way: bool) -> list[Order]:
         self.deaths_s = [*(d for d in self.deaths_s if d > now_s - self.policy.window_s), now_s]
         decision = decide(self.policy, self.deaths_s)
         if isinstance(decision, GiveUp):
             return self._give_up(decision)
-        return self._fill(decision.delay_s)
+        return self._fill(decision.delay_s, gives_way=gives_way)
 
     def _give_up(self, decision: GiveUp) -> list[Order]:
         """Not while one serves, or is still to come: then only the wish for a further one is given up."""
@@ -111,12 +121,17 @@ class Driver:
         self.state = DomainState.GIVEN_UP
         return [Abandon(decision.deaths, decision.window_s)]
 
-    def _fill(self, delay_s: float) -> list[Order]:
-        """Clones still wanted. One at a time, so that a standby never races the active one it stands by for."""
+    def _fill(self, delay_s: float, *, gives_way: bool = False) -> list[Order]:
+        """Clones still wanted. One at a time, so that a standby never races the active one it stands by for; but where
+        none serves, one that gives way is not waited for."""
         wanted = self.active is None or (self.wants_standby and self.standby is None)
-        if not wanted or self.spawning or self.state is DomainState.GIVEN_UP:
+        waited_for = self.spawning and not (self.active is None and self._gave_way and self.spawning == 1)
+        if not wanted or waited_for or self.state is DomainState.GIVEN_UP:
             return []
         if self.active is None:
             self.state = DomainState.STARTING
         self.spawning += 1
-        return [Spawn(delay_s)]
+        if not gives_way or delay_s >= STANDBY_AFTER_S:
+            return [Spawn(delay_s)]
+        self._gave_way = True
+        return [Spawn(STANDBY_AFTER_S, gives_way=True)]

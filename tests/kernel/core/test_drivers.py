@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import DomId, Generation, Peer
-from kernel.core.drivers import Abandon, Activate, Driver, Spawn, Withdraw
+from kernel.core.drivers import STANDBY_AFTER_S, Abandon, Activate, Driver, Spawn, Withdraw
 from kernel.core.restart import RestartPolicy
 
 POLICY = RestartPolicy(free_deaths=2, backoff_s=0.1, max_deaths=6, window_s=10.0)
@@ -31,7 +31,8 @@ class DriverMachine(RuleBasedStateMachine):
     def obey(self, orders):
         for order in orders:
             match order:
-                case Spawn():
+                case Spawn(gives_way=gives_way):
+                    assert not gives_way or self.driver.active in self.living
                     self.ordered += 1
                 case Activate(peer=peer, take_published=take_published):
                     assert peer in self.living
@@ -75,7 +76,7 @@ class DriverMachine(RuleBasedStateMachine):
         if self.abandoned:
             assert self.driver.state is DomainState.GIVEN_UP
         else:
-            assert self.driver.active in self.living or self.ordered == 1
+            assert self.driver.active in self.living or self.ordered >= 1
 
     @invariant()
     def there_are_never_more_than_asked_for(self):
@@ -83,3 +84,38 @@ class DriverMachine(RuleBasedStateMachine):
 
 
 TestDriver = DriverMachine.TestCase
+
+
+def peer(generation):
+    return Peer(DomId(1), Generation(generation))
+
+
+def test_the_next_standby_gives_way_to_the_guests_of_the_one_that_died():
+    driver = Driver(POLICY, wants_standby=True)
+    assert driver.boot() == [Spawn(0.0)]
+    assert driver.cloned(peer(1)) == [Activate(peer(1), False), Spawn(0.0)]
+    assert driver.cloned(peer(2)) == []
+    orders = driver.died(peer(1), 1.0)
+    assert orders == [Withdraw(peer(1)), Activate(peer(2), True), Spawn(STANDBY_AFTER_S, gives_way=True)]
+
+
+def test_a_successor_is_not_held_up_by_a_standby_that_gives_way():
+    driver = Driver(POLICY, wants_standby=True)
+    driver.boot()
+    driver.cloned(peer(1))
+    driver.cloned(peer(2))
+    driver.died(peer(1), 1.0)
+    assert driver.died(peer(2), 1.01) == [Withdraw(peer(2)), Spawn(0.0)]
+    assert driver.cloned(peer(3)) == [Activate(peer(3), True)]
+    assert driver.died(peer(3), 1.02) == [Withdraw(peer(3)), Spawn(0.1)]
+    assert driver.cloned(peer(4)) == [Activate(peer(4), True)]
+    assert driver.cloned(peer(5)) == []
+    assert (driver.active, driver.standby, driver.spawning) == (peer(4), peer(5), 0)
+
+
+def test_a_standby_that_died_alone_is_followed_at_once():
+    driver = Driver(POLICY, wants_standby=True)
+    driver.boot()
+    driver.cloned(peer(1))
+    driver.cloned(peer(2))
+    assert driver.died(peer(2), 1.0) == [Withdraw(peer(2)), Spawn(0.0)]
