@@ -16,6 +16,9 @@ from kernel.abi.ids import Peer, VbdHandle
 
 __all__ = ["Backing", "BlkfrontLoop", "OnFault", "VbdFront"]
 
+RELEASE_AFTER_S = 0.1
+"""A ring is dropped when its backend is gone, and then what was in flight is on its way to the next one."""
+
 OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 """`(handle, peer, what, evidence)`: that backend, or the guest where `peer` is None, broke the rules."""
 
@@ -117,8 +120,10 @@ class _Device:
 
 
 def _release_aside(backing: Backing) -> None:
-    """Unmapping and freeing 12 MiB takes milliseconds, which no guest shall wait for."""
-    threading.Thread(target=backing.release, name="release", daemon=True).start()
+    """Unmapping and freeing 12 MiB takes milliseconds, which no guest shall wait for, least of all now."""
+    timer = threading.Timer(RELEASE_AFTER_S, backing.release)
+    timer.daemon = True
+    timer.start()
 
 
 class BlkfrontLoop:

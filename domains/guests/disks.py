@@ -20,6 +20,10 @@ from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn
 
 __all__ = ["Disks", "listen_for_guest"]
 
+SPARE_AFTER_S = 0.1
+"""A spare ring is made only so long after the last one was taken: its milliseconds of CPU would come just when the
+guest's requests are to go to another backend."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Ring:
@@ -59,6 +63,7 @@ class Disks:
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
         self._spare: Backing | None = None
+        self._waiting = trio.CancelScope()
         self._token = trio.lowlevel.current_trio_token()
         self.paths: list[str] = []
         fronts = []
@@ -124,7 +129,12 @@ class Disks:
         return backing
 
     async def _make_spare(self) -> None:
-        if self._spare is None:
+        """Once it is quiet. One that is begun is finished."""
+        self._waiting.cancel()
+        with trio.CancelScope() as self._waiting:
+            await trio.sleep(SPARE_AFTER_S)
+            if self._spare is not None:
+                return
             made = await trio.to_thread.run_sync(Backing.create)
             if self._spare is None:
                 self._spare = made
