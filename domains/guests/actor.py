@@ -70,21 +70,27 @@ class Actor:
     async def run(self) -> None:
         """From the first upcall to the guest's end, which the hypervisor is told."""
         _leave_cpu(self._start.cpu)
+        failed = await self._order_system()
         await self._open_agent_port()
         self._disks.start()
         await self._domain.started()
         self._nursery.start_soon(self._take_upcalls)
         self._nursery.start_soon(self._commands.serve)
-        exit_ = await self._run_system()
+        exit_ = failed or await self._follow_system()
         reason = REASONS.get(exit_.reason, ShutdownReason.CRASH)
         await self._domain.call(SchedShutdown, reason=reason, detail=exit_.detail[:512])
 
-    async def _run_system(self) -> GuestExit:
-        """Start the operating system and wait for its end."""
+    async def _order_system(self) -> GuestExit | None:
+        """Start the operating system, first of all: it boots while the rest is made ready. Its end, if it cannot be."""
         try:
             argv = command_line(self._spec())
         except Refused as refusal:
             return GuestExit(ExitReason.FAILED_EARLY, 0, refusal.why)
+        await self._order_start(argv)
+        return None
+
+    async def _follow_system(self) -> GuestExit:
+        """Carry its console and wait for its end."""
         finished = trio.Event()
 
         async def relay() -> None:
@@ -92,7 +98,6 @@ class Actor:
             finished.set()
 
         self._nursery.start_soon(relay)
-        await self._order_start(argv)
         data, descriptors = await self._reaper.receive()
         close_all(descriptors)
         with trio.move_on_after(LAST_WORDS_S):
