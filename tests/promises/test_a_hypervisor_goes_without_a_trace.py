@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kernel.abi.run import ADMIN_SOCKET
+from tests.promises.events import wait_until
 from tests.promises.lab import GONE_S, ROOT, start_lab
 from tests.promises.load import verified_load
 from tests.promises.processes import descendants_of, wait_gone
@@ -52,8 +53,8 @@ def test_a_guest_that_does_not_power_off_is_ended_after_its_grace(tmp_path):
     """Its first process is a shell and no agent, so that nothing in it can be asked."""
     with start_lab(tmp_path, shutdown_grace_s=0.5) as lab:
         lab.create("deaf", extra="rdinit=/bin/sh")
+        wait_until(lambda: "linux.uml" in {p.program for p in descendants_of(lab.pid)}, "the guest's system runs")
         family = descendants_of(lab.pid)
-        assert any(process.program == "linux.uml" for process in family)
         assert lab.hypervisor.stop() == 0
         wait_gone(family, GONE_S)
         (ended,) = lab.log.all("guest.ended", name="deaf")
