@@ -1,6 +1,7 @@
 """The files that a guest boots from: opened by the hypervisor, so that its jail needs no path of the host's."""
 
 import os
+import stat
 from pathlib import Path
 
 from kernel.abi.guest_config import GuestConfig
@@ -41,7 +42,10 @@ def _wrong_with_kernel(descriptor: int) -> str:
     """Why it could not be run, empty where it could: earlier than the guest's jail finds out, in better words."""
     if not os.access(f"/proc/self/fd/{descriptor}", os.X_OK):
         return "is not executable"
-    return "" if os.pread(descriptor, len(ELF_MAGIC), 0) == ELF_MAGIC else "is no program"
+    try:
+        return "" if os.pread(descriptor, len(ELF_MAGIC), 0) == ELF_MAGIC else "is no program"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def read_lpj(manifest: GuestManifest) -> int:
@@ -60,12 +64,19 @@ def cache_path(text: str) -> Path:
 
 
 def _open(text: str, guest: str, key: str, mend: str) -> int:
-    path = cache_path(text)
-    if not path.is_file():
-        raise Refused(Status.ENOENT, f"guest {guest}: {key} {path} does not exist: {mend}")
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path = cache_path(text)
+    except RuntimeError as error:
+        raise Refused(Status.ENOENT, f"guest {guest}: {key} {text}: {error}: {mend}") from error
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused(Status.ENOENT, f"guest {guest}: {key} {path} does not exist: {mend}") from error
     except OSError as error:
         raise Refused(
             Status.EPERM, f"guest {guest}: {key} {path}: {error.strerror}: let the hypervisor's user read it"
         ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Refused(Status.EINVAL, f"guest {guest}: {key} {path} is no file: {mend}")
+    return descriptor

@@ -87,8 +87,14 @@ def _open_locked(path: Path, read_only: bool) -> int:
         raise Refused(Status.EINVAL, f"image {path} is a folder: name an image file") from error
     except OSError as error:
         raise Refused(Status.EPERM, f"image {path}: {error.strerror}: let the hypervisor's user open it") from error
-    for byte in _used(read_only) + _unshared():
-        fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+    try:
+        for byte in _used(read_only) + _unshared():
+            fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+    except OSError as error:
+        os.close(descriptor)
+        raise Refused(
+            Status.EINVAL, f"image {path} cannot be locked ({error.strerror}): use a file system that locks"
+        ) from error
     return descriptor
 
 

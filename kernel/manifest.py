@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from kernel.abi.guest_config import Cpus
 from kernel.abi.ids import Name
 from kernel.core.restart import RestartPolicy
 
@@ -24,8 +25,7 @@ __all__ = [
 
 DEFAULT_MANIFEST = Path(__file__).with_name("boot.toml")
 
-Module = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
-Cpus = Annotated[str, Meta(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$")]
+Module = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")]
 MemoryMib = Annotated[int, Meta(ge=64, le=1_048_576)]
 
 

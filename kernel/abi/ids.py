@@ -52,9 +52,11 @@ ANY_GENERATION = Generation(0)
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 U63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
-"""A domain's name: what `xl` allows, without a leading dot or dash, so that it is also a safe file name."""
-Path = Annotated[str, Meta(min_length=1, max_length=4096)]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*\Z")]
+"""A domain's name: what `xl` allows, without a leading dot or dash, so that it is also a safe file name. (`\\Z`, since
+`$` would let a last newline pass.)"""
+Path = Annotated[str, Meta(min_length=1, max_length=4095, pattern=r"^[^\0]+\Z")]
+"""Of a file; in bytes it may still be longer than Linux takes, which is for the one that opens it to say."""
 
 
 class Peer(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

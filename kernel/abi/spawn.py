@@ -32,8 +32,8 @@ JailKind = Literal["driver", "dom0", "guest"]
 JailLevel = Literal["full", "reduced", "none"]
 """`none` is a zygote's own: it has to clone and to mount."""
 
-ModuleName = Annotated[str, Meta(max_length=128, pattern=r"^([a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*)?$")]
-FdName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_.:-]*$")]
+ModuleName = Annotated[str, Meta(max_length=128, pattern=r"^([a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*)?\Z")]
+FdName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_.:-]*\Z")]
 
 
 class Identity(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -59,7 +59,7 @@ class Lab:
 
     def image(self) -> Path:
         """A sparse image of zeros. Each guest has its own: a puppet of a driver lets go of none."""
-        path = self._images / f"{self.run.parent.name}.{next(self._number)}.img"
+        path = self._images / f"{self.run.name}.{next(self._number)}.img"
         with path.open("wb") as file:
             file.truncate(IMAGE_MIB << 20)
         return path

@@ -38,7 +38,10 @@ GOLDEN = [
 ]
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}", fullmatch=True)
-paths = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+in_c = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+"""What a C string may hold: paths and words of a command line are some."""
+
+paths = st.text(in_c, min_size=1, max_size=60)
 vdevs = st.sampled_from([f"vd{letter}" for letter in "abcdefghijklmnop"])
 disks = st.builds(DiskConfig, paths, vdevs, st.sampled_from(["rw", "ro"]), names)
 configs = st.builds(
@@ -49,7 +52,7 @@ configs = st.builds(
     kernel=st.none() | paths,
     ramdisk=st.none() | paths,
     root=st.none() | vdevs.map("/dev/{}".format),
-    extra=st.text(st.characters(exclude_categories=["Cs"]), max_size=80),
+    extra=st.text(in_c, max_size=80),
     disk=st.lists(disks, max_size=16),
     on_poweroff=st.sampled_from(Action),
     on_reboot=st.sampled_from(Action),
@@ -164,3 +167,20 @@ def test_a_request_out_of_bounds_is_no_request(message):
 def test_an_exec_message_out_of_bounds_is_none(message):
     (got,) = Codec(guest_io.ExecMessage).decode(msgpack.packb([message]))
     assert isinstance(got, Undecodable)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "web\n"},
+        {"name": "web", "kernel": "/boot/\0"},
+        {"name": "web", "extra": "a\0b"},
+        {"name": "web", "root": "/dev/vda\n"},
+        {"name": "web", "cpus": "0-99999999999"},
+        {"name": "web", "cpus": "9" * 5000},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_would_hurt_further_on_is_none(wrong):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, GuestConfig)
