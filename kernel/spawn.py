@@ -4,12 +4,15 @@ One base zygote is executed, and one for each role is forked from it. Any of the
 anew.
 """
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -26,6 +29,10 @@ SPAWN_DEADLINE_S = 30.0
 
 SPARE_LOOKS, SPARE_LOOK_S = 200, 0.01
 """For the child that a zygote had cloned ahead to follow it: looked for so often, so far apart."""
+
+FORGOTTEN_LOOKS, FORGOTTEN_AFTER_LOOKS, FORGOTTEN_LOOK_S = 50, 20, 0.05
+"""For zombies that nobody waits for, after a zygote died over an order. Whoever waits for one reaps it within a
+millisecond."""
 
 _codec = Codec(ZygoteReply)
 
@@ -44,6 +51,14 @@ class Child:
     missing: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Who waits for an answer, and the socket that the child was to have as its control channel, by its inode."""
+
+    into: trio.MemorySendChannel[Child | SpawnFailed]
+    control: int
+
+
 @dataclass(eq=False, slots=True)
 class _Zygote:
     """One zygote as the hypervisor sees it. `waiting` has who waits for which request.
@@ -54,7 +69,7 @@ class _Zygote:
     socket: socket.socket
     pid: int
     process: subprocess.Popen[bytes] | None = None
-    waiting: dict[RequestId, trio.MemorySendChannel[Child | SpawnFailed]] = field(default_factory=dict)
+    waiting: dict[RequestId, _Waiting] = field(default_factory=dict)
     dead: bool = False
 
 
@@ -118,13 +133,17 @@ class Zygotes:
         return self._base
 
     async def _ask(self, zygote: _Zygote, request: RequestId, data: bytes, descriptors: Sequence[int]) -> Child:
+        """The first descriptor is the child's control channel. A zygote that does not answer is ended."""
         into, out_of = trio.open_memory_channel[Child | SpawnFailed](1)
-        zygote.waiting[request] = into
+        zygote.waiting[request] = _Waiting(into, os.fstat(descriptors[0]).st_ino)
         try:
             packet.send(zygote.socket, data, descriptors)
-            with trio.fail_after(SPAWN_DEADLINE_S):
+            with trio.move_on_after(SPAWN_DEADLINE_S) as patience:
                 answer = await out_of.receive()
-        except (OSError, trio.TooSlowError, trio.EndOfChannel) as error:
+            if patience.cancelled_caught:
+                os.kill(zygote.pid, signal.SIGKILL)
+                answer = await out_of.receive()
+        except (OSError, trio.EndOfChannel) as error:
             raise SpawnError(f"the zygote did not answer: {error!r}") from error
         finally:
             zygote.waiting.pop(request, None)
@@ -145,8 +164,10 @@ class Zygotes:
                 _hand_over(zygote, message, descriptors)
             packet.close_all(descriptors)
         self._log.warning("zygote.died", role=role)
+        left_orders = bool(zygote.waiting)
+        orphans = _end_unconfirmed(zygote)
         for waiting in zygote.waiting.values():
-            waiting.close()
+            waiting.into.close()
         zygote.socket.close()
         await trio.lowlevel.wait_readable(pidfd)
         if zygote.process is None:
@@ -154,7 +175,12 @@ class Zygotes:
         else:
             zygote.process.wait()
             os.close(pidfd)
+        for orphan in orphans:
+            await trio.lowlevel.wait_readable(orphan)
+            _reap_dead(orphan)
         await self._reap_spare(zygote.pid)
+        if left_orders:
+            await _reap_forgotten()
 
     async def _reap_spare(self, pid: int) -> None:
         """A role's zygote clones a child ahead. That one dies with it, in its process group, and is ours to reap."""
@@ -176,13 +202,68 @@ def _hand_over(zygote: _Zygote, message: Spawned | SpawnFailed, descriptors: lis
         if message.born:
             _reap_dead(descriptors.pop(0))
         if waiting:
-            waiting.send_nowait(message)
+            waiting.into.send_nowait(message)
         return
     pidfd = descriptors.pop(0)
     if waiting is None:
         os.close(pidfd)
         return
-    waiting.send_nowait(Child(message.pid, pidfd, message.jail, message.missing))
+    waiting.into.send_nowait(Child(message.pid, pidfd, message.jail, message.missing))
+
+
+def _end_unconfirmed(zygote: _Zygote) -> list[int]:
+    """End the children of a dead zygote whose birth nobody heard of; pidfds of those that are to be reaped one by one.
+
+    A child is in the zygote's process group until it has its control channel, and known by that from then on.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(zygote.pid, signal.SIGKILL)
+    sockets = {f"socket:[{waiting.control}]" for waiting in zygote.waiting.values()}
+    return [orphan for pid in (_children() if sockets else ()) for orphan in _end_if_it_holds(pid, sockets)]
+
+
+async def _reap_forgotten() -> None:
+    """A child that ended by itself as its zygote died is a zombie that no task waits for, and so is still there when
+    every task has had its turn again and again."""
+    looks: dict[int, int] = {}
+    for _ in range(FORGOTTEN_LOOKS):
+        looks = {pid: looks.get(pid, 0) + 1 for pid in _zombies()}
+        for pid in (pid for pid, count in looks.items() if count == FORGOTTEN_AFTER_LOOKS):
+            _reap_pid(pid)
+        await trio.sleep(FORGOTTEN_LOOK_S)
+
+
+def _reap_pid(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # after the death of another zygote as well
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def _zombies() -> set[int]:
+    return {pid for pid in _children() if _is_zombie(pid)}
+
+
+def _is_zombie(pid: int) -> bool:
+    """proc_pid_stat(5)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+def _children() -> list[int]:
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+def _end_if_it_holds(pid: int, sockets: set[str]) -> list[int]:
+    try:
+        if not any(os.readlink(link) in sockets for link in Path(f"/proc/{pid}/fd").iterdir()):
+            return []
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return []
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    return [pidfd]
 
 
 def _reap_group(pid: int) -> bool:
