@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write what a full run found."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    machine = describe_machine()
     began_s = time.monotonic()
 
     def say(text: str) -> None:
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(render_text(rows))
     if options.into is not None:
-        _write(rows, options.into)
+        _write(rows, machine, options.into)
     return 0
 
 
@@ -78,12 +79,12 @@ def _measure(groups: Sequence[str], effort: Effort, say: Callable[[str], None]) 
     return rows
 
 
-def _write(rows: Sequence[Row], into: Path) -> None:
+def _write(rows: Sequence[Row], machine: Sequence[tuple[str, str]], into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     (into / "results.json").write_bytes(render_json(rows))
     notes = (FOLDER / "NOTES.md").read_text()
     command = " ".join(["python -m bench", *sys.argv[1:]])
-    (into / "RESULTS.md").write_text(render_page(rows, describe_machine(), command, notes))
+    (into / "RESULTS.md").write_text(render_page(rows, machine, command, notes))
     print(f"written: {into / 'RESULTS.md'}, {into / 'results.json'}")
 
 

@@ -18,11 +18,14 @@ PACKAGES = ("trio", "msgspec")
 
 
 def describe_machine() -> list[tuple[str, str]]:
-    """Pairs of what and which, in the order in which they are shown."""
+    """Pairs of what and which, in the order in which they are shown. Call it before anything is measured: a load that
+    is there already is not ours, and spoils figures.
+    """
     return [
         ("date", time.strftime("%Y-%m-%d %H:%M %Z")),
         ("revision", _first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty") or "unknown"),
         ("processor", f"{_cpu_model()}, {len(os.sched_getaffinity(0))} CPUs{_virtual()}"),
+        ("load before", f"{os.getloadavg()[0]:.2f} at the mean of the last minute"),
         ("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB"),
         ("host", f"{_distribution()}, Linux {platform.release()}"),
         ("guest kernel", f"User-Mode Linux {_first_line(KERNEL, '--version')}"),
