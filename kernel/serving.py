@@ -13,6 +13,13 @@ from kernel.machine import Incarnation, Machine
 
 __all__ = ["drain", "serve"]
 
+RECEIVING_S = 60e-6
+"""What a packet costs besides acting on it: its system calls, and a turn of Trio's loop."""
+
+REST_S = 0.02
+"""Of a domain that has used up its share, at least: one that came a thousand times a second for a little would be in
+everybody's way each time."""
+
 CLOSED_GRACE_S = 1.0
 """A domain that closed its control channel is about to end. If it is not, it is ended."""
 
@@ -36,7 +43,9 @@ async def serve(machine: Machine, incarnation: Incarnation) -> None:
                 raise DomainFault(incarnation.peer, "closed its control channel and lives on")
             began_s = time.thread_time()
             _take(machine, incarnation, packet)
-            await trio.sleep(incarnation.record.time.spend(time.thread_time() - began_s, trio.current_time()))
+            cost_s = RECEIVING_S + time.thread_time() - began_s
+            debt_s = incarnation.record.time.spend(cost_s, trio.current_time())
+            await trio.sleep(max(debt_s, REST_S) if debt_s else 0)
     except DomainFault as fault:
         end_for_fault(machine, incarnation, fault)
 
