@@ -9,11 +9,11 @@ import trio
 from domains.guests.commands import Commands
 from domains.guests.console import Console
 from domains.guests.disks import Disks
-from domains.runtime.numbers import Numbers
 from domains.guests.reaper import OsStart, decode_ended, encode_start
 from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify_exit, command_line
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
+from domains.runtime.numbers import Numbers
 from kernel.abi.guest_io import AGENT_PORT
 from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, SchedShutdown, ShutdownReason
 from kernel.abi.ids import ANY_GENERATION, DOM0, Peer

@@ -9,7 +9,7 @@ from kernel.abi import packet
 async def test_several_tasks_may_send_on_a_full_channel_and_no_packet_is_lost():
     ours, theirs = packet.pair()
     sender, receiver = Channel(ours.detach()), Channel(theirs.detach())
-    got = []
+    got: list[bytes] = []
     async with trio.open_nursery() as nursery:
         for number in range(40):
             nursery.start_soon(sender.send, bytes([number]) * 30_000)
