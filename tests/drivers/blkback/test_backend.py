@@ -1,0 +1,74 @@
+"""What the block backend decides about a request."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivers.blkback.backend import Disk, FrontendBroken, decide
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, Op, RspStatus
+
+DISK = Disk(sectors=1000, read_only=False)
+OK, RANGE, READ_ONLY, UNSUPPORTED = RspStatus.OK, RspStatus.RANGE, RspStatus.READ_ONLY, RspStatus.UNSUPPORTED
+
+ANSWERED = {
+    "read": ((1, Op.READ, 0, 512, 0, POOL_AT), OK),
+    "write at the end": ((1, Op.WRITE, 0, 1024, 998, POOL_AT), OK),
+    "end of the pool": ((1, Op.WRITE, 0, 4096, 0, RING_BYTES - 4096), OK),
+    "flush": ((1, Op.FLUSH, 0, 0, 0, 0), OK),
+    "discard": ((1, Op.DISCARD, 0, 512 * 1000, 0, 0), OK),
+    "read over the end": ((1, Op.READ, 0, 1024, 999, POOL_AT), RANGE),
+    "write far beyond": ((1, Op.WRITE, 0, 512, (1 << 64) - 1, POOL_AT), RANGE),
+    "discard over the end": ((1, Op.DISCARD, 0, 512 * 1001, 0, 0), RANGE),
+    "unknown operation": ((1, 2, 0, 0, 0, 0), UNSUPPORTED),
+    "another unknown operation": ((1, 255, 0, 512, 0, 0), UNSUPPORTED),
+}
+BROKEN = {
+    "flags": (1, Op.READ, 1, 512, 0, POOL_AT),
+    "half a sector": (1, Op.READ, 0, 256, 0, POOL_AT),
+    "sector and a byte": (1, Op.WRITE, 0, 513, 0, POOL_AT),
+    "no data": (1, Op.READ, 0, 0, 0, POOL_AT),
+    "too much data": (1, Op.READ, 0, MAX_BYTES + 512, 0, POOL_AT),
+    "4 GiB": (1, Op.WRITE, 0, 0xFFFF_FE00, 0, POOL_AT),
+    "place in the header": (1, Op.READ, 0, 512, 0, 0),
+    "place in the ring": (1, Op.READ, 0, 512, 0, POOL_AT - 512),
+    "place over the end": (1, Op.WRITE, 0, 1024, 0, RING_BYTES - 512),
+    "place beyond": (1, Op.WRITE, 0, 512, 0, 0xFFFF_FFFF),
+    "flush with data": (1, Op.FLUSH, 0, 512, 0, 0),
+    "flush with a place": (1, Op.FLUSH, 0, 0, 0, POOL_AT),
+}
+
+
+@pytest.mark.parametrize(("request_", "status"), ANSWERED.values(), ids=ANSWERED)
+def test_a_right_request_is_answered(request_, status):
+    assert decide(request_, DISK) == status
+
+
+@pytest.mark.parametrize("request_", BROKEN.values(), ids=BROKEN)
+def test_a_wrong_request_is_the_frontends_fault(request_):
+    with pytest.raises(FrontendBroken):
+        decide(request_, DISK)
+
+
+@pytest.mark.parametrize(("op", "status"), [(Op.READ, OK), (Op.WRITE, READ_ONLY), (Op.DISCARD, READ_ONLY)])
+def test_a_read_only_disk_is_only_read(op, status):
+    place = 0 if op == Op.DISCARD else POOL_AT
+    assert decide((1, op, 0, 512, 0, place), Disk(1000, read_only=True)) == status
+
+
+@given(
+    st.tuples(
+        st.integers(0, 0xFFFF), st.integers(0, 255), st.sampled_from([0, 0, 0, 1]), st.integers(0, 0xFFFF_FFFF),
+        st.integers(0, (1 << 64) - 1) | st.integers(0, 2000), st.integers(0, 0xFFFF_FFFF) | st.integers(0, RING_BYTES),
+    )
+)  # fmt: skip
+def test_nothing_outside_pool_and_disk_is_ever_allowed(fields):
+    try:
+        status = decide(fields, DISK)
+    except FrontendBroken:
+        return
+    _, op, _, length, sector, place = fields
+    if status != OK or op == Op.FLUSH:
+        return
+    assert sector * 512 + length <= DISK.sectors * 512
+    if op in (Op.READ, Op.WRITE):
+        assert POOL_AT <= place <= place + length <= RING_BYTES
