@@ -64,11 +64,18 @@ class Backing:
         self.doorbell = doorbell
         self.ring_doorbell()
 
-    def post(self, ident: int, op: int, length: int, sector: int, place: int) -> None:
-        """Fill the next slot. The caller has no more than `SLOTS` in flight; the backend sees it after `publish`."""
+    def post(self, head: int, op: int, length: int, sector: int, place: int) -> int:
+        """Fill the next slot; the backend sees it after `publish`. The caller has no more than `SLOTS` in flight.
+
+        Returns the request's id on this ring: its virtqueue head, and above it the slot. Heads are used again at once,
+        so that without the slot a response given twice would look like the answer to the next request.
+        """
         posted = self._posted
-        _PACK(self.out_view, REQUESTS_AT + (posted & SLOT_MASK) * REQUEST_BYTES, ident, op, 0, length, sector, place)
+        slot = posted & SLOT_MASK
+        ident = head | slot << 8
+        _PACK(self.out_view, REQUESTS_AT + slot * REQUEST_BYTES, ident, op, 0, length, sector, place)
         self._posted = (posted + 1) & COUNT_MASK
+        return ident
 
     def fill(self, place: int, view: memoryview, segments: Segments) -> None:
         """Copy a request's data from the guest's memory to its place."""

@@ -1,17 +1,16 @@
 """What a vbd has in flight: enough to answer the guest, and to ask again of another backend.
 
-The ring's id of a request is its virtqueue head and, above it, a count of the requests so far: heads are used again at
-once, so that a response given twice would otherwise look like the answer to the next request.
+No more than `SLOTS` of a vbd are in flight, for its queue has no more heads.
 """
 
 from domains.frontends.backing import RingBroken
 from domains.virtio.queue import MAX_SIZE, QueueFault, Segments
-from kernel.abi.io.blkif import RspStatus
+from kernel.abi.io.blkif import SLOTS, RspStatus
 
 __all__ = ["Entry", "Ledger"]
 
-_HEAD_MASK = MAX_SIZE - 1
-_HEAD_BITS = _HEAD_MASK.bit_length()
+assert MAX_SIZE == SLOTS
+_HEAD_MASK = SLOTS - 1
 _LAST_RESPONSE = max(RspStatus) << 16 | 0xFFFF
 
 Entry = tuple[int, int, int, int, Segments, int, int]
@@ -24,21 +23,18 @@ _NO_ENTRY: Entry = (-1, 0, 0, 0, (), 0, 0)
 class Ledger:
     """Requests in flight by virtqueue head, oldest first."""
 
-    __slots__ = ("_count", "entries")
+    __slots__ = ("entries",)
 
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
-        self._count = 0
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def ident(self, head: int) -> int:
-        """The id for the request at `head`. Raises QueueFault when the guest offers a buffer that we still hold."""
+    def check_free(self, head: int) -> None:
+        """Raises QueueFault when the guest offers a buffer that we still hold."""
         if head in self.entries:
             raise QueueFault("buffer offered twice", f"head {head} is in flight")
-        self._count = count = (self._count + 1) & 0xFF
-        return head | count << _HEAD_BITS
 
     def enter(self, entry: Entry) -> None:
         """The request is posted."""

@@ -25,16 +25,16 @@ class Pool:
     gaps between them they need no more than they had. So a re-post never waits.
     """
 
-    __slots__ = ("_free_units", "_pages")
+    __slots__ = ("_free_units", "pages")
 
     def __init__(self) -> None:
-        self._pages = list(range(_RUNS_AT - PAGE_BYTES, POOL_AT - 1, -PAGE_BYTES))
+        self.pages = list(range(_RUNS_AT - PAGE_BYTES, POOL_AT - 1, -PAGE_BYTES))
         self._free_units = (1 << _UNITS) - 1
 
     def take(self, length: int) -> int:
         """Room for `length` bytes, 1 … `MAX_BYTES`: its place, or -1 while there is none."""
-        if length <= PAGE_BYTES and self._pages:
-            return self._pages.pop()
+        if length <= PAGE_BYTES and self.pages:
+            return self.pages.pop()
         units = (length + UNIT_BYTES - 1) // UNIT_BYTES
         first = _first_run(self._free_units, units)
         if first < 0:
@@ -45,7 +45,7 @@ class Pool:
     def give_back(self, place: int, length: int) -> None:
         """What `take` gave for this `length` is free again."""
         if place < _RUNS_AT:
-            self._pages.append(place)
+            self.pages.append(place)
             return
         units = (length + UNIT_BYTES - 1) // UNIT_BYTES
         self._free_units |= ((1 << units) - 1) << ((place - _RUNS_AT) // UNIT_BYTES)

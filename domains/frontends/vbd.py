@@ -12,28 +12,19 @@ from time import monotonic
 from domains.frontends.backing import Backing, RingBroken
 from domains.frontends.guest_end import GuestEnd
 from domains.frontends.ledger import Ledger
-from domains.virtio import blk
-from domains.virtio.blk import S_IOERR, S_OK, S_UNSUPP, Request, Type
-from domains.virtio.queue import SplitQueue
+from domains.frontends.posting import BATCH_BYTES, Disk, Poster
+from domains.virtio.blk import S_IOERR, S_OK, S_UNSUPP
 from kernel.abi.ids import Peer
-from kernel.abi.io.blkif import MAX_BYTES, SLOTS, Op, RspStatus
+from kernel.abi.io.blkif import Op, RspStatus
 
 __all__ = ["Link", "Switch", "Vbd", "VbdStats"]
-
-TURN_REQUESTS = SLOTS
-"""Requests posted before other vbds have their turn."""
-
-BATCH, BATCH_BYTES = 8, 65536
-"""The other side is told after so many requests or so much data: soon enough to work beside us, seldom enough to be
-cheap."""
 
 KEPT_SWITCHES = 1024
 """Switches remembered for `stats`."""
 
 _GUEST_STATUS = {status: S_IOERR for status in RspStatus} | {RspStatus.OK: S_OK, RspStatus.UNSUPPORTED: S_UNSUPP}
 _STATUS_BYTES = bytes(_GUEST_STATUS[status] for status in sorted(RspStatus))
-_READ, _WRITE, _OK = int(Op.READ), int(Op.WRITE), int(RspStatus.OK)
-assert (_READ, _WRITE) == (Type.IN, Type.OUT)
+_READ, _WRITE = int(Op.READ), int(Op.WRITE)
 
 
 class Link(enum.Enum):
@@ -87,20 +78,18 @@ class Vbd:
         self.link = Link.NONE
         self.peer: Peer | None = None
         self.backing: Backing | None = None
-        self._sectors = sectors
-        self._read_only = read_only
-        self._serial = serial.encode()
         self._ledger = Ledger()
+        self._poster = Poster(Disk(sectors, read_only, serial.encode()), self.guest, self._ledger)
         self._orphaned = False
-        self._blocked = False
-        self._requests = self._answers = 0
+        self._answers = 0
         self._waiting_since = self._lost_at = self._longest_gap_s = 0.0
         self._switches: deque[Switch] = deque(maxlen=KEPT_SWITCHES)
 
     def stop_queue(self) -> None:
         """The guest's queue is gone. What is in flight ends for nobody, and before that nothing new is posted."""
         self.guest.stop()
-        self._orphaned = self._blocked = self._orphaned or len(self._ledger) > 0
+        self._poster.forget()
+        self._orphaned = self._poster.blocked = self._orphaned or len(self._ledger) > 0
 
     def withdraw(self) -> None:
         """The backend in use is gone."""
@@ -138,22 +127,12 @@ class Vbd:
         return old, broken
 
     def _repost(self, backing: Backing) -> int:
-        """Post the whole ledger to a fresh ring. It fits: it did before."""
-        entries = self._ledger.clear()
-        orphaned, self._orphaned, self._blocked = self._orphaned, False, False
-        if orphaned:
+        self._poster.blocked = False
+        if self._orphaned:
+            self._orphaned = False
+            self._ledger.clear()
             return 0
-        for ident, op, sector, length, segments, status_at, _ in entries:
-            place = 0
-            if op == _READ:
-                place = backing.in_pool.take(length)
-            elif op == _WRITE:
-                place = backing.out_pool.take(length)
-                backing.fill(place, self.guest.view, segments)
-            self._ledger.enter((ident, op, sector, length, segments, status_at, place))
-            backing.post(ident, op, length, sector, place)
-        backing.publish()
-        return len(entries)
+        return self._poster.repost(backing)
 
     def serve(self) -> bool:
         """Take what the backend has answered, post what the guest has asked. False when there was nothing."""
@@ -164,8 +143,10 @@ class Vbd:
         if found:
             self._take_responses(backing)
         queue = self.guest.queue
-        if queue is not None and not self._blocked and queue.offers():
-            self._post_requests(queue, backing)
+        if queue is not None and not self._poster.blocked and queue.offers():
+            if not self._ledger.entries:
+                self._waiting_since = monotonic()
+            self._poster.post_requests(queue, backing)
             return True
         return found
 
@@ -174,7 +155,7 @@ class Vbd:
         backing, queue = self.backing, self.guest.queue
         if backing is None or self.link is not _SERVING:
             return True
-        if queue is None or self._blocked:
+        if queue is None or self._poster.blocked:
             return backing.park()
         return backing.park() and queue.park()
 
@@ -192,12 +173,13 @@ class Vbd:
         try:
             self._answer(backing, responses)
         finally:
-            self._blocked = self._orphaned = self._orphaned and len(entries) > 0
+            self._poster.blocked = self._orphaned = self._orphaned and len(entries) > 0
             self.guest.signal_if_wanted()
 
     def _answer(self, backing: Backing, responses: list[int]) -> None:
         """Give requests back to the guest, and their places back to the pools."""
         strike_out, view, queue = self._ledger.strike_out, self.guest.view, self.guest.queue
+        in_parts = self._poster.parts
         publish = None if queue is None or self._orphaned else queue.publish
         incoming, give_in, give_out = backing.in_view, backing.in_pool.give_back, backing.out_pool.give_back
         for response in responses:
@@ -205,7 +187,7 @@ class Vbd:
             written = 1
             if op == _READ:
                 give_in(place, length)
-                if publish and not response >> 16:
+                if publish and response <= 0xFFFF:
                     written = length + 1
                     for offset, size in segments:
                         view[offset : offset + size] = incoming[place : place + size]
@@ -213,95 +195,31 @@ class Vbd:
             elif op == _WRITE:
                 give_out(place, length)
             if publish:
+                if in_parts and (written := self._go_on(backing, response, written)) == 0:
+                    continue
                 view[status_at] = _STATUS_BYTES[response >> 16]
                 publish(ident & 0xFF, written)
                 if length > BATCH_BYTES:
                     self.guest.signal_if_wanted()
 
-    def _post_requests(self, queue: SplitQueue, backing: Backing) -> None:
-        """Post what the guest offers, until there is no more of it, or no room, or others must have their turn."""
-        if not self._ledger.entries:
-            self._waiting_since = monotonic()
-        take, parse, view, post = queue.take, blk.parse, self.guest.view, self._post
-        unpublished = 0
-        try:
-            for _ in range(TURN_REQUESTS):
-                chain = take()
-                if chain is None:
-                    return
-                head, readable, writable = chain
-                length = post(queue, backing, head, parse(view, readable, writable))
-                if length < 0:
-                    queue.untake()
-                    self._blocked = True
-                    return
-                unpublished += 1
-                if unpublished == BATCH or length > BATCH_BYTES:
-                    backing.publish()
-                    unpublished = 0
-        finally:
+    def _go_on(self, backing: Backing, response: int, written: int) -> int:
+        """A request may come in parts: 0 when the next one is on its way, else what all of it has written."""
+        head = response & 0xFF
+        if response > 0xFFFF:
+            self._poster.parts.pop(head, None)
+            return written
+        if head not in self._poster.parts:
+            return written
+        whole = self._poster.post_part(backing, head)
+        if whole == 0:
             backing.publish()
-            self.guest.signal_if_wanted()
-
-    def _post(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> int:
-        """Post one request, or answer it here. Its bytes of data, or -1 when there is no room for it yet."""
-        kind, sector, segments, length, status_at = request
-        if kind > _WRITE:
-            return self._post_other(queue, backing, head, request)
-        if not 0 < length <= MAX_BYTES or length & 511 or sector + (length >> 9) > self._sectors:
-            return self._answer_here(queue, head, status_at, S_IOERR)
-        if kind == _READ:
-            place = backing.in_pool.take(length)
-        elif self._read_only:
-            return self._answer_here(queue, head, status_at, S_IOERR)
-        else:
-            place = backing.out_pool.take(length)
-            if place > 0:
-                backing.fill(place, self.guest.view, segments)
-        if place < 0:
-            return -1
-        ident = self._ledger.ident(head)
-        backing.post(ident, kind, length, sector, place)
-        self._ledger.entries[head] = (ident, kind, sector, length, segments, status_at, place)
-        self._requests += 1
-        return length
-
-    def _post_other(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> int:
-        """The requests that move no data through the pool."""
-        kind, _, segments, length, status_at = request
-        sector = size = 0
-        match kind:
-            case Type.FLUSH:
-                op = Op.FLUSH
-            case Type.DISCARD:
-                op = Op.DISCARD
-                sector, size, status = blk.discarded(self.guest.view, segments, length)
-                if status == S_OK and (self._read_only or sector + (size >> 9) > self._sectors):
-                    status = S_IOERR
-                if status != S_OK:
-                    return self._answer_here(queue, head, status_at, status)
-            case Type.GET_ID:
-                written = blk.write_serial(self.guest.view, segments, self._serial)
-                return self._answer_here(queue, head, status_at, S_OK, written)
-            case _:
-                return self._answer_here(queue, head, status_at, S_UNSUPP)
-        ident = self._ledger.ident(head)
-        backing.post(ident, op, size, sector, 0)
-        self._ledger.enter((ident, op, sector, size, (), status_at, 0))
-        self._requests += 1
-        return 0
-
-    def _answer_here(self, queue: SplitQueue, head: int, status_at: int, status: int, written: int = 0) -> int:
-        """Answer without a backend. 0: it moves no data."""
-        self._ledger.ident(head)
-        self.guest.view[status_at] = status
-        queue.publish(head, written + 1)
-        return 0
+            return 0
+        return whole + 1 if written > 1 else 1
 
     def stats(self) -> VbdStats:
         """What has happened so far."""
         return VbdStats(
-            requests=self._requests,
+            requests=self._poster.posted,
             answers=self._answers,
             in_flight=len(self._ledger),
             longest_gap_s=self._longest_gap_s,

@@ -151,6 +151,8 @@ class DataLoop:
                 return False
             until_s = monotonic() + LINGER_S
             while not serve():
+                if self._commands:
+                    return True
                 if monotonic() > until_s:
                     self._misses = min(self._misses + 1, _MAX_MISSES)
                     self._skips = (1 << self._misses) - 1

@@ -5,11 +5,11 @@ import struct
 from typing import NamedTuple
 
 from domains.virtio.queue import QueueFault, Segments
-from kernel.abi.io.blkif import MAX_BYTES, SECTOR_BYTES
+from kernel.abi.io.blkif import SECTOR_BYTES
 
 __all__ = [
-    "MAX_DISCARD_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type", "config_space", "discarded", "features",
-    "parse", "write_serial",
+    "HEADER", "MAX_DISCARD_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type", "config_space", "discarded",
+    "features", "parse", "write_serial",
 ]  # fmt: skip
 
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
@@ -19,18 +19,17 @@ _DEVICE_ID_BYTES = 20
 """What GET_ID asks for, §5.2.6."""
 
 SEG_MAX = 254
-"""Data segments of a request: with header and status a chain is as long as the queue, and no longer (§2.7.5)."""
-SIZE_MAX = 16384
-"""Bytes of a segment. `SEG_MAX` such make the largest request that a guest can send; it must fit the pool."""
-assert SEG_MAX * SIZE_MAX <= MAX_BYTES
+"""Data segments of a request: with header and status a chain is as long as the queue, and no longer (§2.7.5). Of any
+size, for each costs a copy of its own: SIZE_MAX is not offered."""
 
 MAX_DISCARD_SECTORS = 1 << 22
 """2 GiB at once: a longer one would keep a vbd's other flushes waiting."""
 
-_F_SIZE_MAX, _F_SEG_MAX, _F_RO, _F_BLK_SIZE, _F_FLUSH, _F_DISCARD = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 13
+_F_SEG_MAX, _F_RO, _F_BLK_SIZE, _F_FLUSH, _F_DISCARD = 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 13
 
-_HEADER = struct.Struct("<IIQ")
-_HEADER_BYTES, _HEADER_AT = _HEADER.size, _HEADER.unpack_from
+HEADER = struct.Struct("<IIQ")
+"""`struct virtio_blk_req` up to its data: type, reserved, sector."""
+_HEADER_BYTES, _HEADER_AT = HEADER.size, HEADER.unpack_from
 _DISCARD_SEGMENT = struct.Struct("<QII")
 """`struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags (bit 0 UNMAP; must be 0 for a discard)."""
 
@@ -69,7 +68,7 @@ def features(*, read_only: bool) -> int:
 
     FLUSH without CONFIG_WCE is a write-back cache that stays one: the guest shows `write back` and sends flushes.
     """
-    base = _F_SIZE_MAX | _F_SEG_MAX | _F_BLK_SIZE | _F_FLUSH
+    base = _F_SEG_MAX | _F_BLK_SIZE | _F_FLUSH
     return base | (_F_RO if read_only else _F_DISCARD)
 
 
@@ -77,7 +76,7 @@ def config_space(sectors: int) -> bytes:
     """The configuration space of a vbd of so many sectors."""
     one_queue, one_segment, aligned_sectors = 1, 1, 8
     return _CONFIG.pack(
-        sectors, SIZE_MAX, SEG_MAX, 0, 0, 0, SECTOR_BYTES, 0, 0, 0, 0, 1, 0, one_queue,
+        sectors, 0, SEG_MAX, 0, 0, 0, SECTOR_BYTES, 0, 0, 0, 0, 1, 0, one_queue,
         MAX_DISCARD_SECTORS, one_segment, aligned_sectors, 0, 0, 0,
     )  # fmt: skip
 
@@ -120,7 +119,7 @@ def _split(view: memoryview, readable: Segments, writable: Segments) -> _Split:
         raise QueueFault("no room for the status", "nothing writable")
     at, length = writable[-1]
     incoming = writable[:-1] if length == 1 else (*writable[:-1], (at, length - 1))
-    kind, _, sector = _HEADER.unpack(header)
+    kind, _, sector = HEADER.unpack(header)
     return _Split(kind, sector, tuple(outgoing), incoming, at + length - 1)
 
 

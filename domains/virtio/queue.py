@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from domains.virtio.memory import GuestMemory
 from kernel.abi.io.ring import make_fence
 
-__all__ = ["MAX_SIZE", "Chain", "QueueFault", "QueueLayout", "Segments", "SplitQueue"]
+__all__ = ["MAX_SIZE", "Chain", "Plain", "QueueFault", "QueueLayout", "Segments", "SplitQueue"]
 
 MAX_SIZE = 256
 """Descriptors in a queue of ours, and in a chain (§2.7.5: no longer than the queue)."""
@@ -21,20 +21,20 @@ _NO_INTERRUPT = 1
 """VIRTQ_AVAIL_F_NO_INTERRUPT, §2.7.6."""
 
 _DESCRIPTOR = struct.Struct("<QIHH")
-_THREE = struct.Struct("<6Q")
+_THREE = struct.Struct("<QIHHQIHHQIHH")
 _THREE_BYTES = _THREE.size
 _DESCRIPTOR_AT, _THREE_AT = _DESCRIPTOR.unpack_from, _THREE.unpack_from
-_U32 = 0xFFFF_FFFF
 _META_MASK, _INDIRECT_THREE = 0xFFFF_FFFF_FFFF, _THREE_BYTES | _INDIRECT << 32
 """Length and flags of an indirect descriptor that has three; its `next` means nothing."""
-_TO_SECOND = _NEXT | 1 << 16
-_TO_THIRD = frozenset({_NEXT | 2 << 16, _NEXT | _WRITE | 2 << 16})
 
 Segments = tuple[tuple[int, int], ...]
 """Pieces of guest memory, `(offset in the view, length)`, all within it, none empty."""
 
 Chain = tuple[int, Segments, Segments]
 """A buffer that the guest offers: its head, what the device may read, what it may write."""
+
+Plain = tuple[int, int, int, int, int, int, int, int]
+"""A buffer of three pieces: head; offset and length of the first; of the second, and its flags; of the third."""
 
 Descriptor = tuple[int, int, int, int]
 """Address, length, flags, next: a copy, which the guest can no longer change."""
@@ -91,6 +91,31 @@ class SplitQueue:
         """Whether there is something to take. Where not, the guest will kick at the next buffer."""
         return self._available[1] != self._next
 
+    def take_plain(self) -> Plain | None:
+        """The next buffer if it has the form that block drivers send most: an indirect table of three descriptors, each
+        leading to the next, of which the first is for reading and the last for writing. Else None, with nothing taken:
+        `take` decides."""
+        position = self._next
+        if position == self._seen and not self._look(position):
+            return None
+        head = self._available[2 + (position & self._mask)]
+        if head >= self.size:
+            return None
+        descriptors = self._descriptors
+        if descriptors[2 * head + 1] & _META_MASK != _INDIRECT_THREE:
+            return None
+        base, end = self._base, self._end
+        at = descriptors[2 * head] - base
+        if at < 0 or at + _THREE_BYTES > end:
+            return None
+        a0, l0, f0, n0, a1, l1, f1, n1, a2, l2, f2, _ = _THREE_AT(self._view, at)
+        if f0 == 1 == n0 and n1 == 2 == f2 and (f1 == 3 or f1 == 1):
+            a0, a1, a2 = a0 - base, a1 - base, a2 - base
+            if a0 >= 0 <= a1 and a2 >= 0 and a0 + l0 <= end >= a1 + l1 and a2 + l2 <= end and l0 and l1 and l2:
+                self._next = (position + 1) & 0xFFFF
+                return head, a0, l0, a1, l1, f1, a2, l2
+        return None
+
     def take(self) -> Chain | None:
         """The next buffer that the guest offers, or None."""
         position = self._next
@@ -99,13 +124,9 @@ class SplitQueue:
         head = self._available[2 + (position & self._mask)]
         if head >= self.size:
             raise QueueFault("head out of range", f"head {head}, size {self.size}")
-        descriptors = self._descriptors
-        if descriptors[2 * head + 1] & _META_MASK == _INDIRECT_THREE:
-            readable, writable = self._three(descriptors[2 * head])
-        else:
-            first = _DESCRIPTOR_AT(self._view, self._table + 16 * head)
-            chain = self._indirect_chain(first) if first[2] & _INDIRECT else self._own_chain(first)
-            readable, writable = self._walk(chain)
+        first = _DESCRIPTOR_AT(self._view, self._table + 16 * head)
+        chain = self._indirect_chain(first) if first[2] & _INDIRECT else self._own_chain(first)
+        readable, writable = self._walk(chain)
         self._next = (position + 1) & 0xFFFF
         return head, readable, writable
 
@@ -120,26 +141,6 @@ class SplitQueue:
     def untake(self) -> None:
         """The buffer just taken goes back: the guest keeps offering it."""
         self._next = (self._next - 1) & 0xFFFF
-
-    def _three(self, address: int) -> tuple[Segments, Segments]:
-        """The fast way for what Linux sends most: an indirect table of three descriptors, each leading to the next.
-
-        Length, flags and next are looked at as one number.
-        """
-        base, end = self._base, self._end
-        at = address - base
-        if at < 0 or at + _THREE_BYTES > end:
-            raise QueueFault("indirect table outside memory", f"address {address:#x}")
-        a0, m0, a1, m1, a2, m2 = raw = _THREE_AT(self._view, at)
-        kind = m1 >> 32
-        if m0 >> 32 == _TO_SECOND and kind in _TO_THIRD and m2 >> 32 & 0xFFFF == _WRITE:
-            o0, o1, o2, l0, l1, l2 = a0 - base, a1 - base, a2 - base, m0 & _U32, m1 & _U32, m2 & _U32
-            if 0 <= o0 <= end - l0 and 0 <= o1 <= end - l1 and 0 <= o2 <= end - l2 and l0 and l1 and l2:
-                if kind & _WRITE:
-                    return ((o0, l0),), ((o1, l1), (o2, l2))
-                return ((o0, l0), (o1, l1)), ((o2, l2),)
-        table = list(_DESCRIPTOR.iter_unpack(_THREE.pack(*raw)))
-        return self._walk(_follow(table))
 
     def _own_chain(self, first: Descriptor) -> list[Descriptor]:
         """Descriptors of a chain in the queue's own table, which may end in an indirect one (§2.7.5.3.1)."""

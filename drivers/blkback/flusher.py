@@ -1,14 +1,15 @@
 """What may take long on an image, in a thread of its own for each vbd: flush and discard keep nobody else waiting."""
 
 import ctypes
-import ctypes.util
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
+from queue import SimpleQueue
 
 from drivers.blkback.errors import status_of
+from drivers.blkback.ring import BackRing
 from kernel.abi.io.blkif import Op, RspStatus
 
 __all__ = ["Flusher", "Job"]
@@ -24,8 +25,9 @@ _fallocate.restype = ctypes.c_int
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A FLUSH or DISCARD of one ring; `offset` and `length` in bytes."""
+    """A FLUSH or DISCARD that came by `ring`; `offset` and `length` in bytes."""
 
+    ring: BackRing
     ident: int
     op: int
     offset: int
@@ -38,40 +40,38 @@ class Flusher:
     At most a ring's worth of jobs can wait.
     """
 
-    def __init__(self, image: int, done: Callable[[list[tuple[Job, int]]], None]) -> None:
-        """Takes over the descriptor. `done` gets jobs and statuses, on this thread."""
+    def __init__(self, image: int, done: Callable[[list[Job], int], None]) -> None:
+        """Takes over the descriptor. `done` gets jobs and their status, on this thread."""
         self._image = image
         self._done = done
-        self._jobs: deque[Job | None] = deque()
-        self._waiting = threading.Semaphore(0)
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         threading.Thread(target=self._run, name="flusher", daemon=True).start()
 
     def submit(self, job: Job) -> None:
         """Do it after those submitted before."""
-        self._jobs.append(job)
-        self._waiting.release()
+        self._jobs.put(job)
 
     def close(self) -> None:
         """Close the image when the jobs at hand are done. Does not wait."""
-        self._jobs.append(None)
-        self._waiting.release()
+        self._jobs.put(None)
 
     def _run(self) -> None:
         while True:
-            self._waiting.acquire()
-            job = self._jobs.popleft()
-            if job is None:
-                os.close(self._image)
-                return
-            if job.op == Op.DISCARD:
-                self._done([(job, self._discard(job))])
-                continue
-            flushes = [job]
-            while self._jobs and self._jobs[0] is not None and self._jobs[0].op == Op.FLUSH:
-                self._waiting.acquire()
-                flushes.append(self._jobs.popleft())  # type: ignore[arg-type]
-            status = self._flush()
-            self._done([(flush, status) for flush in flushes])
+            batch = [self._jobs.get()]
+            while not self._jobs.empty():
+                batch.append(self._jobs.get())
+            for op, group in groupby(batch, key=lambda job: None if job is None else job.op):
+                if op is None:
+                    os.close(self._image)
+                    return
+                self._do(op, [job for job in group if job is not None])
+
+    def _do(self, op: int, jobs: list[Job]) -> None:
+        if op == Op.FLUSH:
+            self._done(jobs, self._flush())
+            return
+        for job in jobs:
+            self._done([job], self._discard(job))
 
     def _flush(self) -> int:
         try:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -21,12 +22,11 @@ __all__ = ["OnFault", "ServeLoop"]
 OnFault = Callable[[VbdHandle, str, str], None]
 """`(handle, what, evidence)`: the frontend of that vbd broke the rules."""
 
-TURN_REQUESTS, TURN_BYTES = 64, 4 << 20
-"""Work for one vbd before the others have their turn."""
-
 BATCH, BATCH_BYTES = 8, 65536
-"""The frontend is told after so many responses or so much data."""
+"""Requests of one vbd in a turn, and how much data makes a request count for a batch of its own: then the frontend is
+told, and others have their turn."""
 
+_preadv, _pwritev = os.preadv, os.pwritev
 _READ, _WRITE, _OK = int(Op.READ), int(Op.WRITE), int(RspStatus.OK)
 
 
@@ -39,6 +39,7 @@ class _Served:
         self.ring: BackRing | None = None
         self.image = -1
         self.flusher: Flusher | None = None
+        self.batch = BATCH
 
 
 class ServeLoop:
@@ -53,6 +54,8 @@ class ServeLoop:
         self._faults = faults
         self._loop = DataLoop("blkback", self)
         self._vbds: dict[VbdHandle, _Served] = {}
+        self._serving: list[_Served] = []
+        self._flushed: deque[tuple[_Served, list[Job], int]] = deque()
 
     def start(self) -> None:
         """Begin to serve."""
@@ -116,6 +119,7 @@ class ServeLoop:
         vbd = self._vbds.setdefault(handle, _Served(handle))
         self._drop_ring(vbd)
         vbd.disk, vbd.ring = disk, ring
+        self._find_serving()
         self._loop.watch(ring.doorbell.fileno(), partial(self._rung, ring))
 
     def _activate(self, handle: VbdHandle, image: int) -> None:
@@ -124,12 +128,18 @@ class ServeLoop:
         vbd = self._vbds.setdefault(handle, _Served(handle))
         self._drop_image(vbd)
         vbd.image = image
+        self._find_serving()
 
     def _disconnect(self, handle: VbdHandle) -> None:
         vbd = self._vbds.pop(handle, None)
         if vbd is not None:
             self._drop_ring(vbd)
             self._drop_image(vbd)
+            self._find_serving()
+
+    def _find_serving(self) -> None:
+        """Those with both ring and image. A new list, since the loop may be on its way through the old one."""
+        self._serving = [vbd for vbd in self._vbds.values() if vbd.ring is not None and vbd.image >= 0]
 
     def _misbehave(self, what: str) -> None:
         """Whoever lied on a ring serves it no more: its next true word could hide the lie, or accuse the other end."""
@@ -143,6 +153,7 @@ class ServeLoop:
         if ring is not None:
             self._loop.unwatch(ring.doorbell.fileno())
             ring.close()
+            self._find_serving()
 
     def _drop_image(self, vbd: _Served) -> None:
         """Close the image, or leave that to the thread that may be flushing it."""
@@ -158,17 +169,14 @@ class ServeLoop:
             self._loop.unwatch(ring.doorbell.fileno())
 
     def serve(self) -> bool:
-        """For the loop: a turn of each vbd."""
+        """For the loop: what flushers have done, and a turn of each vbd."""
         found = False
-        for vbd in list(self._vbds.values()):
-            ring = vbd.ring
-            if ring is None or vbd.image < 0:
-                continue
+        while self._flushed:
+            self._answer_flushes(*self._flushed.popleft())
+            found = True
+        for vbd in self._serving:
             try:
-                waiting = ring.requests()
-                if waiting:
-                    found = True
-                    self._do_requests(vbd, ring, waiting)
+                found = self._do_requests(vbd) or found
             except FrontendBroken as broken:
                 self._drop_ring(vbd)
                 self._on_fault(vbd.handle, broken.what, broken.evidence)
@@ -176,18 +184,20 @@ class ServeLoop:
 
     def park(self) -> float | None:
         """For the loop: sleep until a doorbell rings."""
-        for vbd in self._vbds.values():
-            if vbd.ring is not None and vbd.image >= 0 and not vbd.ring.park():
+        for vbd in self._serving:
+            if vbd.ring is not None and not vbd.ring.park():
                 return 0
-        return None
+        return 0 if self._flushed else None
 
-    def _do_requests(self, vbd: _Served, ring: BackRing, waiting: int) -> None:
-        """Up to a turn's work of one vbd."""
-        disk, image = vbd.disk, vbd.image
+    def _do_requests(self, vbd: _Served) -> bool:
+        """A batch of one vbd's requests. False when there are none."""
+        ring, image, disk = vbd.ring, vbd.image, vbd.disk
+        if ring is None or not ring.requests():
+            return False
         faults = self._faults if self._faults else None
-        left = TURN_BYTES
-        for _ in range(min(waiting, TURN_REQUESTS)):
-            request = ring.take()
+        words: list[int] = []
+        length = 0
+        for request in ring.take(vbd.batch):
             if faults is not None:
                 faults.hit("request")
             ident, op, _, length, sector, place = request
@@ -195,11 +205,11 @@ class ServeLoop:
             if status == _OK:
                 try:
                     if op == _READ:
-                        done = os.preadv(image, [ring.in_view[place : place + length]], sector << 9)
+                        done = _preadv(image, [ring.in_view[place : place + length]], sector << 9)
                     elif op == _WRITE:
-                        done = os.pwritev(image, [ring.out_view[place : place + length]], sector << 9)
+                        done = _pwritev(image, [ring.out_view[place : place + length]], sector << 9)
                     else:
-                        self._flush(vbd, ring, Job(ident, op, sector << 9, length))
+                        self._hand_over(vbd, Job(ring, ident, op, sector << 9, length))
                         continue
                     if done != length:
                         status = _finish(image, ring, request, done)
@@ -207,36 +217,39 @@ class ServeLoop:
                     status = status_of(error)
             if faults is not None:
                 faults.hit("io")
-            ring.answer(ident, status)
-            left -= length
-            if length > BATCH_BYTES or ring.unpublished >= BATCH:
-                self._publish(ring)
-            if left <= 0:
-                break
-        if ring.unpublished:
-            self._publish(ring)
+            words.append(ident | status << 16)
+            if length > BATCH_BYTES:
+                self._publish(ring, words)
+                words = []
+        vbd.batch = 1 if length > BATCH_BYTES else BATCH
+        if words:
+            self._publish(ring, words)
+        return True
 
-    def _publish(self, ring: BackRing) -> None:
-        wanted = ring.publish()
+    def _publish(self, ring: BackRing, words: list[int]) -> None:
+        wanted = ring.publish(words)
         if self._faults:
             self._faults.hit("reply")
         if wanted:
             ring.ring_doorbell()
 
-    def _flush(self, vbd: _Served, ring: BackRing, job: Job) -> None:
+    def _hand_over(self, vbd: _Served, job: Job) -> None:
         if vbd.flusher is None:
-            vbd.flusher = Flusher(vbd.image, lambda done: self._loop.submit(partial(self._flushed, vbd, ring, done)))
+            vbd.flusher = Flusher(vbd.image, partial(self._flusher_has_done, vbd))
         vbd.flusher.submit(job)
 
-    def _flushed(self, vbd: _Served, ring: BackRing, done: list[tuple[Job, int]]) -> None:
-        """Answer on the ring that asked, unless it was replaced meanwhile."""
-        if vbd.ring is not ring:
-            return
-        for job, status in done:
-            if self._faults:
-                self._faults.hit("io")
-            ring.answer(job.ident, status)
-        self._publish(ring)
+    def _flusher_has_done(self, vbd: _Served, jobs: list[Job], status: int) -> None:
+        """On the flusher's thread: the loop finds it at its next look, at the latest when it is woken."""
+        self._flushed.append((vbd, jobs, status))
+        self._loop.beat()
+
+    def _answer_flushes(self, vbd: _Served, jobs: list[Job], status: int) -> None:
+        """Answer those that the ring in use has asked for. An earlier ring is gone, and nobody waits there."""
+        words = [job.ident | status << 16 for job in jobs if job.ring is vbd.ring]
+        if self._faults:
+            self._faults.hit("io")
+        if vbd.ring is not None and words:
+            self._publish(vbd.ring, words)
 
 
 def _finish(image: int, ring: BackRing, request: tuple[int, ...], done: int) -> int:

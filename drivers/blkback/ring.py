@@ -20,7 +20,8 @@ __all__ = ["BackRing"]
 
 _RING = b"\x01"
 _DOORBELL_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_UNPACK = REQUEST.unpack_from
+_UNPACK_ALL = REQUEST.iter_unpack
+_REQUESTS_END = REQUESTS_AT + SLOTS * REQUEST_BYTES
 
 
 class BackRing:
@@ -35,8 +36,7 @@ class BackRing:
         self._in_words = self.in_view[:RESPONSES_AT].cast("I")
         self._responses = self.in_view[RESPONSES_AT : RESPONSES_AT + 4 * SLOTS].cast("I")
         self._fence = make_fence()
-        self._taken = self._answered = self._published = 0
-        self._last_response = 0xFFFF
+        self._taken = self._answered = 0
 
     def requests(self) -> int:
         """How many requests are published and not taken. Raises FrontendBroken for more than can be."""
@@ -47,28 +47,24 @@ class BackRing:
             )
         return waiting
 
-    def take(self) -> Fields:
-        """The next request: a copy, which its writer can no longer change. Only after `requests` has counted it."""
+    def take(self, most: int) -> list[Fields]:
+        """The next requests, up to so many: copies, which their writer can no longer change. Raises FrontendBroken."""
         taken = self._taken
-        self._taken = (taken + 1) & COUNT_MASK
-        fields: Fields = _UNPACK(self.out_view, REQUESTS_AT + (taken & SLOT_MASK) * REQUEST_BYTES)
-        return fields
+        count = min(self.requests(), most)
+        self._taken = (taken + count) & COUNT_MASK
+        first = taken & SLOT_MASK
+        start, stop = REQUESTS_AT + first * REQUEST_BYTES, REQUESTS_AT + (first + count) * REQUEST_BYTES
+        if stop <= _REQUESTS_END:
+            return list(_UNPACK_ALL(self.out_view[start:stop]))
+        wrapped = stop - _REQUESTS_END + REQUESTS_AT
+        return [*_UNPACK_ALL(self.out_view[start:_REQUESTS_END]), *_UNPACK_ALL(self.out_view[REQUESTS_AT:wrapped])]
 
-    def answer(self, ident: int, status: int) -> None:
-        """Fill the next response. The frontend sees it after `publish`."""
-        answered = self._answered
-        self._responses[answered & SLOT_MASK] = self._last_response = ident | status << 16
-        self._answered = (answered + 1) & COUNT_MASK
-
-    @property
-    def unpublished(self) -> int:
-        """Responses filled since the last `publish`."""
-        return (self._answered - self._published) & COUNT_MASK
-
-    def publish(self) -> bool:
-        """Let the frontend see what was answered. True when it asked for a ring."""
-        before, answered = self._published, self._answered
-        self._in_words[PROD] = self._published = answered
+    def publish(self, words: list[int]) -> bool:
+        """Give responses, each `id | status << 16`. True when the frontend asked for a ring."""
+        before = self._answered
+        for place, word in enumerate(words, before):
+            self._responses[place & SLOT_MASK] = word
+        self._in_words[PROD] = self._answered = answered = (before + len(words)) & COUNT_MASK
         self._fence()
         return passes(answered, before, self._out_words[EVENT])
 
@@ -99,9 +95,8 @@ class BackRing:
         if index:
             self._in_words[PROD] = (self._answered + 5 * SLOTS) & COUNT_MASK
         else:
-            self._responses[self._answered & SLOT_MASK] = self._last_response
-            self._answered = self._published = (self._answered + 1) & COUNT_MASK
-            self._in_words[PROD] = self._answered
+            last = self._responses[(self._answered - 1) & SLOT_MASK]
+            self.publish([last if self._answered else 0xFFFF])
         self.ring_doorbell()
 
     def close(self) -> None:

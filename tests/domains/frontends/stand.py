@@ -6,11 +6,12 @@ from domains.frontends.backing import Backing
 from domains.frontends.vbd import Vbd
 from drivers.blkback.ring import BackRing
 from kernel.abi.ids import DomId, Generation, Peer
+from kernel.abi.io.blkif import SLOTS
 from tests.domains.virtio.guest_driver import GuestDriver
 
 __all__ = ["SECTORS", "Stand", "peer"]
 
-SECTORS = 4096
+SECTORS = 1 << 15
 
 
 def peer(generation: int) -> Peer:
@@ -49,15 +50,14 @@ class Stand:
 
     def waiting(self):
         """Requests on the active ring, taken off it."""
-        return [self.ring.take() for _ in range(self.ring.requests())]
+        return self.ring.take(SLOTS)
 
     def answer(self, *requests, status: int = 0, fill: bytes | None = None) -> None:
         """Give responses, with a byte to fill what was read."""
-        for ident, op, _, length, _, place in requests:
+        for _, op, _, length, _, place in requests:
             if op == 0 and fill is not None:
                 self.ring.in_view[place : place + length] = fill * length
-            self.ring.answer(ident, status)
-        self.ring.publish()
+        self.ring.publish([ident | status << 16 for ident, *_ in requests])
 
     def close(self) -> None:
         for ring in self.rings:

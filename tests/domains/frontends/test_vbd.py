@@ -95,14 +95,64 @@ def test_what_cannot_be_is_answered_without_the_backend(stand, kind, sector, dat
     assert len(stand.guest.completed()) == 1
 
 
-def test_a_request_larger_than_any_allowed_is_answered_without_the_backend(stand):
+WHOLE = MAX_BYTES + MAX_BYTES // 2
+"""A request in two parts, the second shorter."""
+
+
+def test_a_write_larger_than_any_on_the_ring_goes_in_parts(stand):
     stand.activate()
-    stand.guest.chain(
-        0, [(SLOTS_AT + 0x1800, 16, 0, 0), *[(0, MAX_BYTES // 4, WRITE, 0)] * 5, (SLOTS_AT + 0x1900, 1, WRITE, 0)]
-    )
+    data = bytes(range(256)) * (WHOLE // 256)
+    request = stand.guest.submit(0, Type.OUT, 8, data, pieces=3)
+    asked, written = [], b""
+    for _ in range(2):
+        stand.vbd.serve()
+        ((ident, _, _, length, sector, place),) = waiting = stand.waiting()
+        asked.append((length, sector))
+        written += stand.ring.out_view[place : place + length]
+        assert ident & 0xFF == 0
+        assert stand.guest.completed() == []
+        stand.answer(*waiting)
     stand.vbd.serve()
-    assert stand.waiting() == []
-    assert len(stand.guest.completed()) == 1
+    assert asked == [(MAX_BYTES, 8), (WHOLE - MAX_BYTES, 8 + MAX_BYTES // 512)]
+    assert written == data
+    assert stand.guest.completed() == [(0, 1)]
+    assert stand.guest.status(request) == 0
+
+
+def test_a_read_in_parts_survives_the_death_of_its_backend_between_them(stand):
+    stand.activate()
+    request = stand.guest.submit(0, Type.IN, 0, WHOLE, pieces=3)
+    stand.vbd.serve()
+    stand.answer(*stand.waiting(), fill=b"a")
+    stand.vbd.serve()
+    stand.vbd.withdraw()
+    stand.activate()
+    ((_, _, _, length, sector, _),) = waiting = stand.waiting()
+    assert (length, sector) == (WHOLE - MAX_BYTES, MAX_BYTES // 512)
+    stand.answer(*waiting, fill=b"b")
+    stand.vbd.serve()
+    assert stand.guest.completed() == [(0, WHOLE + 1)]
+    assert stand.guest.data(request) == b"a" * MAX_BYTES + b"b" * (WHOLE - MAX_BYTES)
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_part_that_failed_fails_the_whole_and_nothing_of_it_is_left_at_its_head(stand, good):
+    stand.activate()
+    request = stand.guest.submit(0, Type.OUT, 0, bytes(WHOLE), pieces=3)
+    for _ in range(good):
+        stand.vbd.serve()
+        stand.answer(*stand.waiting())
+    stand.vbd.serve()
+    stand.answer(*stand.waiting(), status=RspStatus.IO_ERROR)
+    stand.vbd.serve()
+    assert stand.guest.completed() == [(0, 1)]
+    assert stand.guest.status(request) == 1
+    following = stand.guest.submit(0, Type.IN, 0, MAX_BYTES, pieces=2)
+    stand.vbd.serve()
+    stand.answer(*stand.waiting())
+    stand.vbd.serve()
+    assert stand.guest.completed() == [(0, MAX_BYTES + 1)]
+    assert stand.guest.status(following) == 0
 
 
 def test_a_read_only_vbd_takes_no_writes():
@@ -182,8 +232,7 @@ def test_what_is_wrong_in_a_dead_ring_is_told_and_the_rest_is_posted_again(stand
     stand.guest.submit(0, Type.IN, 0, 512)
     stand.vbd.serve()
     ((ident, *_),) = stand.waiting()
-    stand.ring.answer(ident ^ 0x100, 0)
-    stand.ring.publish()
+    stand.ring.publish([ident ^ 0x100])
     stand.vbd.withdraw()
     broken = stand.activate()
     assert broken is not None
@@ -320,7 +369,7 @@ class VbdMachine(RuleBasedStateMachine):
         self.writing = {}
         self.reading = {}
         self.settled = {}
-        self.pending = []
+        self.unpublished = []
         self.stand.activate()
 
     @precondition(lambda self: self.idle)
@@ -348,19 +397,20 @@ class VbdMachine(RuleBasedStateMachine):
     def back(self, count, publish):
         """The backend does some requests, and may die before it publishes."""
         ring = self.stand.ring
-        for _ in range(min(count, ring.requests())):
-            ident, op, _, length, sector, place = ring.take()
+        for ident, op, _, length, sector, place in ring.take(count):
             at = sector * 512
             if op == Op.WRITE:
                 self.image[at : at + length] = ring.out_view[place : place + length]
             else:
                 ring.in_view[place : place + length] = self.image[at : at + length]
-            ring.answer(ident, 0)
+            self.unpublished.append(ident)
         if publish:
-            ring.publish()
+            ring.publish(self.unpublished)
+            self.unpublished = []
 
     @rule(clean=st.booleans())
     def die(self, clean):
+        self.unpublished = []
         self.stand.vbd.withdraw()
         self.stand.activate(take_published=clean)
         self.collect()

@@ -24,7 +24,7 @@ from domains.virtio.vhost_user import (
 )
 from tests.domains.virtio.front_end import packed
 
-FEATURES = 0x1_7000_2246
+FEATURES = 0x1_7000_2244
 U64 = struct.Struct("<Q").pack
 STATE = struct.Struct("<II").pack
 REGION = struct.pack("<IIQQQQ", 1, 0, 0x1000_0000, 1 << 20, 0x7000_0000, 0x4000) + bytes(32)

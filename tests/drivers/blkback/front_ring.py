@@ -29,9 +29,9 @@ class FrontRing:
         self.backing.attach_doorbell(ours)
         self.bell = ours
 
-    def post(self, ident: int, op: int, length: int = 0, sector: int = 0, place: int = 0) -> None:
+    def post(self, head: int, op: int, length: int = 0, sector: int = 0, place: int = 0) -> None:
         """Post and publish one request."""
-        self.backing.post(ident, op, length, sector, place)
+        self.backing.post(head, op, length, sector, place)
         self.in_flight += 1
         self.backing.publish()
 
@@ -42,12 +42,12 @@ class FrontRing:
         self.backing.ring_doorbell()
 
     def answers(self, count: int) -> list[tuple[int, int]]:
-        """Wait for so many responses: ids and statuses."""
+        """Wait for so many responses: heads and statuses."""
         got: list[tuple[int, int]] = []
         while len(got) < count:
             words = self.backing.responses(self.in_flight)
             self.in_flight -= len(words)
-            got += [(word & 0xFFFF, word >> 16) for word in words]
+            got += [(word & 0xFF, word >> 16) for word in words]
             if not words and self.backing.park():
                 ready, _, _ = select.select([self.bell], [], [], DEADLINE_S)
                 assert ready, f"{len(got)} of {count} answers came"

@@ -104,10 +104,10 @@ def wait_turn(loop):
     """Wait until the loop has done what was submitted before."""
     before = loop.beat()
     waiting = threading.Event()
-    for _ in range(1000):
+    for _ in range(20_000):
         if loop.turns > before:
             return
-        waiting.wait(0.01)
+        waiting.wait(0.001)
     raise AssertionError("the loop does not turn")
 
 
@@ -244,8 +244,8 @@ def test_a_busy_vbd_does_not_starve_another(loop, front, image):
 
 def test_a_doorbell_that_nobody_answers_does_not_stop_the_loop(loop, front):
     """The frontend never takes its rings off the doorbell: the backend drops what does not fit."""
-    for ident in range(2000):
-        front.post(ident & 0xFFFF, Op.READ, 512, 0, POOL_AT)
+    for ident in range(600):
+        front.post(ident, Op.READ, 512, 0, POOL_AT)
         while not front.backing.has_responses():
             wait_turn(loop)
         front.in_flight -= len(front.backing.responses(front.in_flight))
