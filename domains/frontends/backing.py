@@ -4,6 +4,7 @@ import os
 import socket
 
 from domains.frontends.pool import Pool
+from domains.runtime.doorbell import Doorbell
 from domains.virtio.queue import Segments
 from kernel.abi.io.blkif import (
     EVENT,
@@ -21,8 +22,6 @@ from kernel.abi.io.ring import COUNT_MASK, Sealed, make_fence, passes
 __all__ = ["Backing", "RingBroken"]
 
 _PACK = REQUEST.pack_into
-_RING = b"\x01"
-_DOORBELL_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class RingBroken(Exception):
@@ -49,7 +48,7 @@ class Backing:
         self._in_words = self.in_view[:RESPONSES_AT].cast("I")
         self._responses = self.in_view[RESPONSES_AT : RESPONSES_AT + 4 * SLOTS].cast("I")
         self.out_pool, self.in_pool = Pool(), Pool()
-        self.doorbell: socket.socket | None = None
+        self.doorbell: Doorbell | None = None
         self._fence = make_fence()
         self._posted = self._published = self._taken = 0
         self._out_words[EVENT] = 1
@@ -61,7 +60,7 @@ class Backing:
 
     def attach_doorbell(self, doorbell: socket.socket) -> None:
         """Take the doorbell to the backend, and ring it: something may have been posted before there was one."""
-        self.doorbell = doorbell
+        self.doorbell = Doorbell(doorbell)
         self.ring_doorbell()
 
     def post(self, head: int, op: int, length: int, sector: int, place: int) -> int:
@@ -95,22 +94,9 @@ class Backing:
             self.ring_doorbell()
 
     def ring_doorbell(self) -> None:
-        """Wake the backend. A full doorbell has been rung already; a dead one is told by the hypervisor."""
+        """Wake the backend, once there is a doorbell to it."""
         if self.doorbell is not None:
-            try:
-                self.doorbell.send(_RING, _DOORBELL_FLAGS)
-            except OSError:
-                return
-
-    def drain_doorbell(self) -> bool:
-        """Take one ring of the doorbell. False when the other end is gone."""
-        assert self.doorbell is not None
-        try:
-            return bool(self.doorbell.recv(16, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+            self.doorbell.ring()
 
     def has_responses(self) -> bool:
         """Whether something is published and not taken. Where not, the backend will ring at the next response."""

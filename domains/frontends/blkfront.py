@@ -100,7 +100,7 @@ class _Device:
 
     def _rung(self) -> None:
         backing = self.vbd.backing
-        if backing is not None and not backing.drain_doorbell():
+        if backing is not None and backing.doorbell is not None and not backing.doorbell.drain():
             self._unwatch_doorbell()
 
     def _watch_doorbell(self) -> None:
@@ -166,18 +166,9 @@ class BlkfrontLoop:
         """This incarnation is gone (`BackendWithdrawn`). The ring in use stays until a successor is active."""
         self._loop.submit(partial(self._devices[handle].withdraw, peer))
 
-    @property
-    def turns(self) -> int:
-        """Turns of the loop so far."""
-        return self._loop.turns
-
     def submit(self, command: Callable[[], None]) -> None:
         """Have `command` called on the loop's thread, after those submitted before."""
         self._loop.submit(command)
-
-    def beat(self) -> int:
-        """Make the loop turn: `turns` grows past the number returned once it has."""
-        return self._loop.beat()
 
     def stats(self) -> dict[VbdHandle, VbdStats]:
         """What has happened so far, for each vbd."""

@@ -92,15 +92,10 @@ class DataLoop:
         From any thread.
         """
         self._commands.append(command)
-        self._wake_up()
+        self.wake()
 
-    def beat(self) -> int:
-        """Make the loop turn; `turns` grows past the number returned once it has. From any thread."""
-        turns = self.turns
-        self._wake_up()
-        return turns
-
-    def _wake_up(self) -> None:
+    def wake(self) -> None:
+        """Make the loop turn. From any thread; nothing once it has stopped."""
         with self._wakeable:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)

@@ -79,10 +79,6 @@ class ServeLoop:
         """Have `command` called on the loop's thread, after those submitted before."""
         self._loop.submit(command)
 
-    def beat(self) -> int:
-        """Make the loop turn: `turns` grows past the number returned once it has."""
-        return self._loop.beat()
-
     def connect(
         self, handle: VbdHandle, sectors: int, read_only: bool, out_fd: int, in_fd: int, doorbell: socket.socket
     ) -> None:
@@ -165,7 +161,7 @@ class ServeLoop:
 
     def _rung(self, ring: BackRing) -> None:
         """The loop is awake, and will look at its rings."""
-        if not ring.drain_doorbell():
+        if not ring.doorbell.drain():
             self._loop.unwatch(ring.doorbell.fileno())
 
     def serve(self) -> bool:
@@ -231,7 +227,7 @@ class ServeLoop:
         if self._faults:
             self._faults.hit("reply")
         if wanted:
-            ring.ring_doorbell()
+            ring.doorbell.ring()
 
     def _hand_over(self, vbd: _Served, job: Job) -> None:
         if vbd.flusher is None:
@@ -241,7 +237,7 @@ class ServeLoop:
     def _flusher_has_done(self, vbd: _Served, jobs: list[Job], status: int) -> None:
         """On the flusher's thread: the loop finds it at its next look, at the latest when it is woken."""
         self._flushed.append((vbd, jobs, status))
-        self._loop.beat()
+        self._loop.wake()
 
     def _answer_flushes(self, vbd: _Served, jobs: list[Job], status: int) -> None:
         """Answer those that the ring in use has asked for. An earlier ring is gone, and nobody waits there."""

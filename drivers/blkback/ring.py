@@ -2,6 +2,7 @@
 
 import socket
 
+from domains.runtime.doorbell import Doorbell
 from drivers.blkback.backend import Fields, FrontendBroken
 from kernel.abi.io.blkif import (
     EVENT,
@@ -18,8 +19,6 @@ from kernel.abi.io.ring import COUNT_MASK, check_sealed, make_fence, passes
 
 __all__ = ["BackRing"]
 
-_RING = b"\x01"
-_DOORBELL_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _UNPACK_ALL = REQUEST.iter_unpack
 _REQUESTS_END = REQUESTS_AT + SLOTS * REQUEST_BYTES
 
@@ -31,7 +30,7 @@ class BackRing:
         """Map both grants; the descriptors stay the caller's, the doorbell is ours. Raises Unsealed."""
         self.out_view = check_sealed(out_fd, RING_BYTES, writable=False)
         self.in_view = check_sealed(in_fd, RING_BYTES, writable=True)
-        self.doorbell = doorbell
+        self.doorbell = Doorbell(doorbell)
         self._out_words = self.out_view[:REQUESTS_AT].cast("I")
         self._in_words = self.in_view[:RESPONSES_AT].cast("I")
         self._responses = self.in_view[RESPONSES_AT : RESPONSES_AT + 4 * SLOTS].cast("I")
@@ -68,22 +67,6 @@ class BackRing:
         self._fence()
         return passes(answered, before, self._out_words[EVENT])
 
-    def ring_doorbell(self) -> None:
-        """Wake the frontend. A full doorbell has been rung already; a dead one is told by the hypervisor."""
-        try:
-            self.doorbell.send(_RING, _DOORBELL_FLAGS)
-        except OSError:
-            return
-
-    def drain_doorbell(self) -> bool:
-        """Take one ring of the doorbell. False when the other end is gone."""
-        try:
-            return bool(self.doorbell.recv(16, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
     def park(self) -> bool:
         """Ask for a ring at the next request. False when one has come meanwhile: take it first."""
         self._in_words[EVENT] = (self._taken + 1) & COUNT_MASK
@@ -97,7 +80,7 @@ class BackRing:
         else:
             last = self._responses[(self._answered - 1) & SLOT_MASK]
             self.publish([last if self._answered else 0xFFFF])
-        self.ring_doorbell()
+        self.doorbell.ring()
 
     def close(self) -> None:
         """Unmap, and hang up the doorbell."""

@@ -51,7 +51,8 @@ class FrontRing:
             if not words and self.backing.park():
                 ready, _, _ = select.select([self.bell], [], [], DEADLINE_S)
                 assert ready, f"{len(got)} of {count} answers came"
-                self.backing.drain_doorbell()
+                assert self.backing.doorbell is not None
+                self.backing.doorbell.drain()
         return got
 
     def close(self) -> None:

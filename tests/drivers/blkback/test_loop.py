@@ -102,13 +102,9 @@ def test_without_its_image_a_vbd_is_not_served(loop, image):
 
 def wait_turn(loop):
     """Wait until the loop has done what was submitted before."""
-    before = loop.beat()
-    waiting = threading.Event()
-    for _ in range(20_000):
-        if loop.turns > before:
-            return
-        waiting.wait(0.001)
-    raise AssertionError("the loop does not turn")
+    turned = threading.Event()
+    loop.submit(turned.set)
+    assert turned.wait(20), "the loop does not turn"
 
 
 def test_a_ring_made_anew_takes_the_place_of_the_old_one(loop, front, image):
