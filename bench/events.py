@@ -2,43 +2,19 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import orjson
 
 from bench.load import BenchError
+from triovisor import run_log
+from triovisor.run_log import Event
 
 __all__ = ["Event", "LogTail", "is_event"]
-
-Event = dict[str, Any]
-"""`ns` is CLOCK_MONOTONIC, the same in every process of this host."""
 
 POLL_S = 0.002
 """Only how soon an event is noticed: its time is in it."""
 
 
-class LogTail:
-    """The events of one log file, in order, as they come. The file need not be there yet."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._at = 0
-        self.events: list[Event] = []
-
-    def read(self) -> list[Event]:
-        """The events that are new, also kept in `events`."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._at)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        new = [orjson.loads(line) for line in whole.splitlines()]
-        self.events += new
-        return new
+class LogTail(run_log.LogTail):
+    """With a wait that fails as a bench does."""
 
     def find(self, wanted: Callable[[Event], bool], since: int = 0) -> Event | None:
         """The first event that is wanted, of those read so far from number `since` on."""
@@ -53,7 +29,7 @@ class LogTail:
             if event is not None:
                 return event
             if time.monotonic() > deadline:
-                raise BenchError(f"no {what} within {deadline_s:g} s: {self._path} has what there was instead")
+                raise BenchError(f"no {what} within {deadline_s:g} s: {self.path} has what there was instead")
             time.sleep(POLL_S)
 
 

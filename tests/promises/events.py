@@ -2,14 +2,11 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import orjson
+from triovisor.run_log import Event, LogTail
 
 __all__ = ["DEADLINE_S", "Event", "EventLog", "wait_until"]
-
-Event = dict[str, Any]
 
 DEADLINE_S = 20.0
 """For whatever a test waits for: far beyond what a loaded machine needs."""
@@ -26,27 +23,8 @@ def wait_until(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE
     return value
 
 
-class EventLog:
-    """The events of one file, in order. The file need not be there yet."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.events: list[Event] = []
-        self._at = 0
-
-    def read(self) -> list[Event]:
-        """The events that are new; they are also kept in `events`."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._at)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole)
-        new = [orjson.loads(line) for line in whole.splitlines()]
-        self.events += new
-        return new
+class EventLog(LogTail):
+    """With waits that fail as a test does."""
 
     def mark(self) -> int:
         """The number of events so far, for `since`."""
