@@ -29,6 +29,7 @@ demo: setup
 	@$(PY) -m triovisor.demo
 
 test: setup lint
+	@$(PY) -m triovisor.provision --bench
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 bench: venv

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import msgspec
-import pytest
 
-from bench.peer import DAEMON
 from bench.rows import GROUPS, Results
-from triovisor.provision.files import find_program
+from kernel.doctor import require
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +36,5 @@ def test_every_row_without_a_second_back_end_is_measured(tmp_path):
 
 
 def test_every_row_of_the_block_path_is_measured_beside_the_peer(tmp_path):
-    if find_program(DAEMON) is None:
-        pytest.skip(f"no {DAEMON}, which make bench installs: python -m triovisor.provision --bench")
+    require("qemu-storage-daemon")
     assert all(row.ratio is not None for row in run_quickly(tmp_path, "block").rows)
