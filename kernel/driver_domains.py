@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from kernel.abi.guest_config import MIB
 from kernel.abi.roles import Dom0Start, DriverStart
 from kernel.abi.spawn import Jail
 from kernel.core.domains import Kind
@@ -17,8 +18,6 @@ from kernel.version import VERSION
 from kernel.xenbus import activate_backend, backend_came, backend_went
 
 __all__ = ["start_dom0", "start_driver"]
-
-MIB = 1024 * 1024
 
 
 def start_dom0(machine: Machine, manifest: Dom0Manifest) -> None:

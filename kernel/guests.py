@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from kernel.abi.guest_config import Action, DomainState, GuestConfig
+from kernel.abi.guest_config import MIB, Action, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.roles import GuestStart, GuestVbd
 from kernel.abi.spawn import Jail
@@ -23,8 +23,6 @@ from kernel.manifest import parse_cpus
 from kernel.xenbus import frontend_came, frontend_went
 
 __all__ = ["create", "destroy", "find_guest", "request_shutdown"]
-
-MIB = 1024 * 1024
 
 GUEST_OVERHEAD_BYTES = 64 * MIB
 """Of /dev/shm beyond the guest's memory: what UML keeps of its own in the file that is its memory."""
@@ -48,7 +46,7 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
         for image in images:
             image.close()
         raise
-    guest = Guest(record, config, _choose_cpu(machine, config), trio.current_time())
+    guest = Guest(record, config, _choose_cpu(machine, config))
     machine.guests[record.domid] = guest
     _add_vbds(machine, guest, images)
     machine.log.info("guest.created", name=config.name, memory=config.memory, cpu=guest.cpu)

@@ -7,15 +7,13 @@ from typing import Any
 
 import trio
 
-from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
+from kernel.abi.guest_config import MIB, DomainInfo, DomainState, DriverInfo, VbdInfo
 from kernel.core.domains import DomainRecord, Kind
 from kernel.core.vbds import Vbd
 from kernel.machine import Incarnation, Machine
 from kernel.version import ABI_VERSION, VERSION
 
 __all__ = ["domain_info", "driver_infos", "host_info", "note_running"]
-
-MIB = 1024 * 1024
 
 
 def note_running(machine: Machine, incarnation: Incarnation) -> None:

@@ -27,8 +27,8 @@ __all__ = ["Body", "embody"]
 @dataclass(frozen=True, slots=True)
 class Body:
     """What an incarnation is made of: role module, jail, the role's packed start struct, descriptors to be born with
-    (given away);
-    a guest has a `console` pipe besides."""
+    (given away). A guest has a `console` pipe besides.
+    """
 
     role: str
     jail: Jail

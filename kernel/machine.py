@@ -67,7 +67,6 @@ class Guest:
     record: DomainRecord
     config: GuestConfig
     cpu: int
-    created_s: float
     incarnation: Incarnation | None = None
     deaths_s: list[float] = field(default_factory=list)
     reboots_s: list[float] = field(default_factory=list)

@@ -28,12 +28,6 @@ class RunFolder:
     def name(self) -> str:
         return self.path.name
 
-    def open_file(self, relative: str) -> int:
-        """Open one of the run's files for appending, making its folder."""
-        path = self.path / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-
     def close(self) -> None:
         """Remove what only a living hypervisor needs, and unlock."""
         (self.path / ADMIN_SOCKET).unlink(missing_ok=True)

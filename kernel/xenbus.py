@@ -107,8 +107,8 @@ def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
     """`XenbusFault`: one end of a vbd says that the other broke the ring's rules.
 
     The hypervisor cannot see the ring, so it cannot judge. It ends the accused, since that costs a driver's guests no
-    more
-    than a pause; but a guest that accuses too often is ended instead, or it could hold up all others on the driver.
+    more than a pause; but a guest that accuses too often is ended instead, or it could hold up all others on the
+    driver.
     """
     machine.domains.check_alive(call.peer)
     vbd = machine.vbds.shared_by(caller.peer, call.handle, call.peer)
@@ -116,7 +116,6 @@ def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
     if accused.ended_for:
         end_for_fault(machine, accused, DomainFault(call.peer, call.what, evidence=call.evidence))
         raise Refused(Status.ESTALE, f"{call.peer} is being ended")
-    vbd.faults += 1
     machine.log.error(
         "ring.faulted", **who(caller), accused=str(call.peer), vbd=vbd.vdev, what=call.what, evidence=call.evidence
     )

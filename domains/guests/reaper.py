@@ -23,9 +23,11 @@ SIGNAL_BASE = 128
 
 
 class OsStart(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Actor → reaper: start the operating system. Rides: the kernel's descriptor, then those that it keeps, whose
-    numbers
-    in the new process are `keep`; 0, 1 and 2 are `/dev/null` where they are not among them."""
+    """Actor → reaper: start the operating system on one CPU.
+
+    Rides: the kernel's descriptor, then those that it keeps, whose numbers in the new process are `keep`. 0, 1 and 2
+    are `/dev/null` where they are not among them.
+    """
 
     argv: list[str]
     keep: list[int]

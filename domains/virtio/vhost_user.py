@@ -152,7 +152,6 @@ class Session:
         )
         self._config = config
         self._features = 0
-        self._protocol_features = 0
         self._region: tuple[int, int] | None = None
         self._size = 0
         self._base = 0
@@ -181,7 +180,7 @@ class Session:
             case Code.GET_PROTOCOL_FEATURES:
                 yield _reply(code, _U64.pack(PROTOCOL_FEATURES))
             case Code.SET_PROTOCOL_FEATURES:
-                self._protocol_features = _subset(payload, PROTOCOL_FEATURES)
+                _subset(payload, PROTOCOL_FEATURES)
             case Code.GET_QUEUE_NUM:
                 yield _reply(code, _U64.pack(1))
             case Code.GET_CONFIG:

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from kernel.abi.ids import DomId, Generation, Name, Path, VbdHandle
 
 __all__ = [
+    "MIB",
     "MIN_MEMORY_MIB",
     "Action",
     "Cpus",
@@ -18,6 +19,9 @@ __all__ = [
     "GuestConfig",
     "VbdInfo",
 ]
+
+MIB = 1 << 20
+"""Bytes. Memory is told in MiB, here and in the boot manifest."""
 
 MIN_MEMORY_MIB = 24
 """Measured: User-Mode Linux boots in 21 MiB each time, in 20 three times in five, in 16 never."""

@@ -23,7 +23,6 @@ class Vbd:
     target: str
     frontend: Peer | None = None
     rings: dict[Peer, bool] = field(default_factory=dict)
-    faults: int = 0
 
     def state(self, active: Peer | None) -> str:
         """As `tv info` shows it: `connected` when the active backend has mapped the ring."""
