@@ -152,5 +152,6 @@ def as_nobody() -> list[str]:
             commands.append(f"mkdir {stage}/{number} && mount --bind {tree} {stage}/{number}")
         commands.append(f"mount -t tmpfs -o mode=755 tmpfs {top}")
         commands += [f"mkdir -p {tree} && mount --move {stage}/{number} {tree}" for number, tree in enumerate(inside)]
+    commands.append(f"find {stage} -depth -type d -empty -delete")
     script = " && ".join([*commands, f'exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"'])
     return ["unshare", "--mount", "sh", "-c", script, "sh"]
