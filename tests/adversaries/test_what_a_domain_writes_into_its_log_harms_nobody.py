@@ -1,6 +1,7 @@
 """A domain writes into its log pipe whatever it likes: it lands in its own file, bounded, under its own name."""
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -30,6 +31,9 @@ WRITE_S = 20.0
 
 LAST_OF_BOOT = b"Press Enter for a shell"
 
+last_words = itertools.count()
+"""One puppet lives through many tests, and its log holds what it said in the one before."""
+
 
 def write(pipe: int, data: bytes) -> None:
     """All of it, as the keeper makes room."""
@@ -56,8 +60,9 @@ def say(pipe: int, event: bytes) -> bool:
 
 def say_last(lab: Lab, puppet: Puppet) -> Event:
     """An honest event behind all others: when it is in the file, the keeper has taken what came before it."""
-    write(puppet.log_pipe, b'\n{"event":"puppet.said_last"}\n')
-    return log_of(lab, puppet).wait("puppet.said_last")
+    number = next(last_words)
+    write(puppet.log_pipe, b'\n{"event":"puppet.said_last","number":%d}\n' % number)
+    return log_of(lab, puppet).wait("puppet.said_last", number=number)
 
 
 def keeper_of(lab: Lab) -> int:
@@ -128,9 +133,11 @@ def test_nobody_speaks_for_another(calm: Lab):
 
 def test_a_line_without_end_is_cut(calm: Lab):
     with calm.driver_puppet() as puppet:
-        write(puppet.log_pipe, b"x" * (3 * MAX_LINE_BYTES))
+        log = log_of(calm, puppet)
+        since = log.mark()
+        write(puppet.log_pipe, b"\n" + b"x" * (3 * MAX_LINE_BYTES))
         say_last(calm, puppet)
-        assert log_of(calm, puppet).all("log.unreadable")
+        assert log.all("log.unreadable", since)
 
 
 @pytest.mark.parametrize("line", [b'{"event":"x"}\n', b"\xff\n", b"0\n"], ids=["events", "noise", "numbers"])
