@@ -19,7 +19,7 @@ from kernel.link import Link
 from kernel.machine import Incarnation, Machine
 from kernel.manifest import Heartbeat
 from kernel.serving import drain, serve
-from kernel.spawn import SpawnError
+from kernel.spawn import Order, SpawnError
 
 __all__ = ["Body", "embody"]
 
@@ -53,21 +53,21 @@ def embody(machine: Machine, domid: DomId, body: Body, on_gone: Callable[[Incarn
     }
     if body.console:
         descriptors["console"] = machine.keeper.keep(peer, record.name, PipeKind.CONSOLE)
-    machine.nursery.start_soon(_live, machine, incarnation, body, descriptors)
+    order = machine.zygotes.order(body.role, Identity(record.name, peer), body.jail, body.config, descriptors)
+    machine.nursery.start_soon(_live, machine, incarnation, order)
     return incarnation
 
 
-async def _live(machine: Machine, incarnation: Incarnation, body: Body, descriptors: dict[str, int]) -> None:
+async def _live(machine: Machine, incarnation: Incarnation, order: Order) -> None:
     """One nursery is the lifetime of what the hypervisor does for this incarnation."""
-    identity = Identity(incarnation.record.name, incarnation.peer)
     try:
-        child = await machine.zygotes.spawn(body.role, identity, body.jail, body.config, descriptors)
+        child = await order.child()
     except SpawnError as error:
         _bury(machine, incarnation, str(error))
         incarnation.link.close()
         return
     finally:
-        packet.close_all(list(descriptors.values()))
+        packet.close_all(order.descriptors)
     incarnation.child = child
     machine.log.info("domain.cloned", **who(incarnation), pid=child.pid, jail=child.jail, missing=child.missing)
     if incarnation.ended_for:
@@ -92,9 +92,9 @@ def _bury(machine: Machine, incarnation: Incarnation, how: str) -> None:
     del machine.alive[peer]
     incarnation.gone.set()
     how = incarnation.ended_for or incarnation.detail or how
+    incarnation.on_gone(incarnation, how)
     shared = machine.evtchn.died(peer)
     packet.close_all(machine.grants.died(peer))
-    incarnation.on_gone(incarnation, how)
     for other in shared:
         if other in machine.alive:
             post(machine, machine.alive[other], PeerDied(peer))

@@ -22,7 +22,7 @@ from kernel.abi.ids import RequestId
 from kernel.abi.log import Log
 from kernel.abi.spawn import Identity, Jail, Spawned, SpawnFailed, SpawnRequest, ZygoteReply, ZygoteRequest
 
-__all__ = ["Child", "SpawnError", "Zygotes"]
+__all__ = ["Child", "Order", "SpawnError", "Zygotes"]
 
 SPAWN_DEADLINE_S = 30.0
 """For a zygote to answer. A jailed child takes 5 ms, a role's import a second on a loaded host."""
@@ -73,6 +73,37 @@ class _Zygote:
     dead: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that a zygote has."""
+
+    zygote: _Zygote
+    request: RequestId
+    answer: trio.MemoryReceiveChannel[Child | SpawnFailed]
+
+
+@dataclass(eq=False, slots=True)
+class Order:
+    """A child asked for by `Zygotes.order`."""
+
+    zygotes: "Zygotes"
+    role: str
+    request: RequestId
+    data: bytes
+    descriptors: list[int]
+    asked: _Asked | None = None
+
+    async def child(self) -> Child:
+        """The child, once it is in its jail. Call it once. Raises SpawnError."""
+        if self.asked is None:
+            zygote = await self.zygotes.role_zygote(self.role)
+            try:
+                self.asked = _ask(zygote, self.request, self.data, self.descriptors)
+            except OSError as error:
+                raise SpawnError(f"the zygote takes no order: {error!r}") from error
+        return await _answer(self.asked)
+
+
 class Zygotes:
     """All zygotes of a run. `nursery` is where their answers are read."""
 
@@ -86,18 +117,27 @@ class Zygotes:
 
     async def warm(self, role: str) -> None:
         """Have a zygote of this role ready. Raises SpawnError."""
-        await self._role_zygote(role)
+        await self.role_zygote(role)
 
-    async def spawn(
+    def order(
         self, role: str, identity: Identity, jail: Jail, config: bytes, descriptors: dict[str, int]
-    ) -> Child:
-        """Clone a jailed child. `descriptors` stay the caller's. Raises SpawnError."""
-        zygote = await self._role_zygote(role)
+    ) -> "Order":
+        """Ask for a jailed child: at once where its zygote is warm, since guests may be waiting for it; else the first
+        who awaits it starts the zygote. `descriptors` are the caller's, to be closed when it has come.
+        """
         request = self._next_request()
-        message = SpawnRequest(request, role, identity, jail, config, tuple(descriptors))
-        return await self._ask(zygote, request, encode([message]), list(descriptors.values()))
+        data = encode([SpawnRequest(request, role, identity, jail, config, tuple(descriptors))])
+        order = Order(self, role, request, data, list(descriptors.values()))
+        zygote = self._roles.get(role)
+        if zygote is not None and not zygote.dead:
+            with contextlib.suppress(OSError):  # it may just have died, or be asked for too much at once
+                order.asked = _ask(zygote, request, data, order.descriptors)
+        return order
 
-    async def _role_zygote(self, role: str) -> _Zygote:
+    async def role_zygote(self, role: str) -> _Zygote:
+        zygote = self._roles.get(role)
+        if zygote is not None and not zygote.dead:
+            return zygote
         async with self._starting.setdefault(role, trio.Lock()):
             zygote = self._roles.get(role)
             if zygote is None or zygote.dead:
@@ -109,7 +149,7 @@ class Zygotes:
         with theirs:
             request = self._next_request()
             base = self._living_base()
-            child = await self._ask(base, request, encode([ZygoteRequest(request, role)]), [theirs.fileno()])
+            child = await _answer(_ask(base, request, encode([ZygoteRequest(request, role)]), [theirs.fileno()]))
         zygote = _Zygote(ours, child.pid)
         self._nursery.start_soon(self._read_answers, zygote, role, child.pidfd)
         self._log.info("zygote.started", role=role, pid=child.pid)
@@ -131,25 +171,6 @@ class Zygotes:
             self._nursery.start_soon(self._read_answers, self._base, "", os.pidfd_open(process.pid))
             self._log.info("zygote.started", role="", pid=process.pid)
         return self._base
-
-    async def _ask(self, zygote: _Zygote, request: RequestId, data: bytes, descriptors: Sequence[int]) -> Child:
-        """The first descriptor is the child's control channel. A zygote that does not answer is ended."""
-        into, out_of = trio.open_memory_channel[Child | SpawnFailed](1)
-        zygote.waiting[request] = _Waiting(into, os.fstat(descriptors[0]).st_ino)
-        try:
-            packet.send(zygote.socket, data, descriptors)
-            with trio.move_on_after(SPAWN_DEADLINE_S) as patience:
-                answer = await out_of.receive()
-            if patience.cancelled_caught:
-                os.kill(zygote.pid, signal.SIGKILL)
-                answer = await out_of.receive()
-        except (OSError, trio.EndOfChannel) as error:
-            raise SpawnError(f"the zygote did not answer: {error!r}") from error
-        finally:
-            zygote.waiting.pop(request, None)
-        if isinstance(answer, SpawnFailed):
-            raise SpawnError(f"could not be started: {answer.step}: {answer.why}")
-        return answer
 
     async def _read_answers(self, zygote: _Zygote, role: str, pidfd: int) -> None:
         """Until the zygote is gone. Whoever waits for it then is told."""
@@ -192,6 +213,31 @@ class Zygotes:
     def _next_request(self) -> RequestId:
         self._last_request += 1
         return RequestId(self._last_request)
+
+
+def _ask(zygote: _Zygote, request: RequestId, data: bytes, descriptors: Sequence[int]) -> _Asked:
+    """Send a request. The first descriptor is the child's control channel."""
+    into, out_of = trio.open_memory_channel[Child | SpawnFailed](1)
+    packet.send(zygote.socket, data, descriptors)
+    zygote.waiting[request] = _Waiting(into, os.fstat(descriptors[0]).st_ino)
+    return _Asked(zygote, request, out_of)
+
+
+async def _answer(asked: _Asked) -> Child:
+    """Wait for a zygote's answer. One that does not give any is ended. Raises SpawnError."""
+    try:
+        with trio.move_on_after(SPAWN_DEADLINE_S) as patience:
+            answer = await asked.answer.receive()
+        if patience.cancelled_caught:
+            os.kill(asked.zygote.pid, signal.SIGKILL)
+            answer = await asked.answer.receive()
+    except (OSError, trio.EndOfChannel) as error:
+        raise SpawnError(f"the zygote did not answer: {error!r}") from error
+    finally:
+        asked.zygote.waiting.pop(asked.request, None)
+    if isinstance(answer, SpawnFailed):
+        raise SpawnError(f"could not be started: {answer.step}: {answer.why}")
+    return answer
 
 
 def _hand_over(zygote: _Zygote, message: Spawned | SpawnFailed, descriptors: list[int]) -> None:

@@ -9,7 +9,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import msgspec
 import trio
@@ -17,12 +17,20 @@ import trio
 from domains.runtime import jail, libc, memory, wall
 from kernel.abi import packet
 from kernel.abi.codec import encode
-from kernel.abi.spawn import Identity, JailLevel, SpawnRequest
+from kernel.abi.ids import DomId
+from kernel.abi.spawn import Identity, Jail, JailLevel, SpawnRequest
 
-__all__ = ["Entry", "Failed", "Line", "await_order", "import_role", "level_of", "rehearse"]
+__all__ = ["Entry", "Failed", "Line", "Expected", "await_order", "import_role", "level_of", "rehearse"]
 
-Entry = Callable[[str, Identity, dict[str, int], bytes, str], NoReturn]
-"""What a domain runs in its jail: role, identity, descriptors by name, config, level of the jail."""
+
+class Entry(NamedTuple):
+    """What a domain runs in its jail."""
+
+    run: Callable[[str, Identity, dict[str, int], bytes, str], NoReturn]
+    """Of role, identity, descriptors by name, config, level of the jail."""
+    rehearse: Callable[[str, bytes], None]
+    """Of role and config: run it ahead of its order, for nobody, if that is possible."""
+
 
 EXIT_NOT_JAILED = 71
 """EX_OSERR of sysexits.h. The reason went to the zygote."""
@@ -108,10 +116,20 @@ async def _act() -> None:
             await receive.receive()
 
 
-def await_order(host: jail.Host, line: Line, entry: Entry, ahead: bool) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a child can know before it is ordered: the domain, its jail, its role and what that is started with."""
+
+    domid: DomId
+    jail: Jail
+    role: str
+    config: bytes
+
+
+def await_order(host: jail.Host, line: Line, entry: Entry, *, ahead: bool, expected: Expected | None) -> NoReturn:
     """Be a child without an identity until the zygote sends a `SpawnRequest` with its descriptors; then be that domain.
 
-    `ahead`: nobody waits for it yet, so there is time to rehearse.
+    `ahead`: nobody waits for it yet, so there is time to rehearse, and to enter the jail that the order will name.
     """
     try:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -120,11 +138,15 @@ def await_order(host: jail.Host, line: Line, entry: Entry, ahead: bool) -> NoRet
         libc.default_action(signal.SIGTERM)
         if ahead:
             rehearse()
+        if expected is not None:
+            jail.enter(host, expected.jail, expected.domid)
+            entry.rehearse(expected.role, expected.config)
         _wait_readable(line.orders)
         data, descriptors = packet.receive(line.orders)
         if data:
             (request,) = _decode_order(data)
-            _become(host, request, dict(zip(request.fd_names, descriptors, strict=True)), line, entry)
+            named = dict(zip(request.fd_names, descriptors, strict=True))
+            _become(host, request, named, line, entry, jailed=expected is not None)
         os._exit(0)
     except BaseException:  # it must not return into the zygote's loop, whose copy this is
         traceback.print_exc()
@@ -137,14 +159,18 @@ def _wait_readable(sock: socket.socket) -> None:
     poll.poll()
 
 
-def _become(host: jail.Host, request: SpawnRequest, named: dict[str, int], line: Line, entry: Entry) -> NoReturn:
+def _become(
+    host: jail.Host, request: SpawnRequest, named: dict[str, int], line: Line, entry: Entry, *, jailed: bool
+) -> NoReturn:
     try:
-        jail.enter(host, request.jail, request.identity, named)
+        if not jailed:
+            jail.enter(host, request.jail, request.identity.peer.domid, named.values())
+        jail.settle_in(named)
     except jail.JailFailed as failed:
         line.say_failed(failed.step, failed.why)
     line.say_ready()
     gc.enable()
-    entry(request.role, request.identity, named, request.config, level_of(host))
+    entry.run(request.role, request.identity, named, request.config, level_of(host))
 
 
 def import_role(role: str, keep: Iterable[int], proc: int, line: Line) -> None:

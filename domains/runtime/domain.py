@@ -66,6 +66,10 @@ class Domain:
         self._last_request = 0
         self._to_role, self.upcalls = trio.open_memory_channel[UpcallWithDescriptors](UPCALL_BOUND)
 
+    def close(self) -> None:
+        """Give up the control channel. A domain's process ends without it: this is for one that goes on."""
+        self._control.close()
+
     async def started(self) -> None:
         """Tell the hypervisor that the role's code runs and takes upcalls."""
         await self._control.send(encode([Started()]))

@@ -1,8 +1,9 @@
 """The jail: what a child gives up between its clone and its role's first line.
 
-A zygote finds out once what its host can do and prepares what can be (`prepare`); a child only enters (`enter`).
-The order matters, and is DESIGN's: namespaces (at the clone) → mounts → ids → PDEATHSIG and dumpable, which a change of
-ids clears → is anybody still there → Landlock → seccomp.
+A zygote finds out once what its host can do and prepares what can be (`prepare`); a child only enters (`enter`, then
+`settle_in`).
+The order matters: namespaces (at the clone) → mounts → ids → PDEATHSIG and dumpable, which a change of ids clears →
+Landlock → seccomp → is anybody still there.
 """
 
 import errno
@@ -20,9 +21,13 @@ from domains.runtime.landlock import EXECUTE, READ, READ_FILE, WRITE_FILE, Rule
 from domains.runtime.libc import CLONE_NEWUSER
 from domains.runtime.policy import filter_for
 from domains.runtime.seccomp import Filter
-from kernel.abi.spawn import CONTROL, FIRST_UID, STDERR, Identity, Jail, JailKind
+from kernel.abi.ids import DomId
+from kernel.abi.spawn import CONTROL, FIRST_UID, STDERR, Jail, JailKind
 
-__all__ = ["Host", "JailFailed", "close_all_but", "enter", "prepare", "refusal", "write_maps"]
+__all__ = [
+    "Host", "JailFailed", "can_be_entered_ahead", "close_all_but", "enter", "prepare", "refusal", "settle_in",
+    "write_maps",
+]
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _STDERR_FILENO = 2
@@ -97,25 +102,43 @@ def refusal(spec: Jail, names: Iterable[str]) -> str:
     return ""
 
 
-def enter(host: Host, spec: Jail, identity: Identity, descriptors: Mapping[str, int]) -> None:
-    """Enter the jail for good. The host's descriptors, which it needs for that, are closed on the way.
+def can_be_entered_ahead(spec: Jail) -> bool:
+    """Whether the jail depends on nothing that only the order brings: a guest's rules name files that it is given."""
+    return spec.kind != "guest"
+
+
+def enter(host: Host, spec: Jail, domid: DomId, files: Iterable[int] = ()) -> None:
+    """Enter the jail for good; `settle_in` follows. The host's descriptors, which it needs for that, are closed on the
+    way. `files`: what a guest was given open.
 
     Raises JailFailed; the process is then half in its jail, and has to end.
     """
-    uid = (spec.uid or FIRST_UID + identity.peer.domid) if host.own_uids else os.getuid()
-    gid = (spec.uid or FIRST_UID + identity.peer.domid) if host.own_uids else os.getgid()
+    uid = (spec.uid or FIRST_UID + domid) if host.own_uids else os.getuid()
+    gid = (spec.uid or FIRST_UID + domid) if host.own_uids else os.getgid()
     writable: list[str] = []
-    steps: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("session", lambda: _own_session(descriptors)),
+    _do(
         ("mounts", lambda: writable.extend(mounts.mount_own(spec, uid, gid) if "mount" in host.namespaces else ())),
         ("limits", lambda: _limit(spec)),
         ("ids", lambda: _change_ids(host, uid, gid)),
         ("user", lambda: _enter_user_namespace(host, uid, gid)),
         ("pdeathsig", _die_with_parent),
-        ("orphan", lambda: _look_for_hypervisor(descriptors[CONTROL])),
-        ("landlock", lambda: _landlock(host, spec, writable, descriptors)),
+        ("landlock", lambda: _landlock(host, spec, writable, files)),
         ("seccomp", host.filters[spec.kind].install),
     )
+
+
+def settle_in(descriptors: Mapping[str, int]) -> None:
+    """What is left to do with the descriptors that an order brings. Raises JailFailed, as `enter` does.
+
+    The hypervisor finds a child without an order by its process group, so it leaves that only now.
+    """
+    _do(
+        ("session", lambda: _own_session(descriptors)),
+        ("orphan", lambda: _look_for_hypervisor(descriptors[CONTROL])),
+    )
+
+
+def _do(*steps: tuple[str, Callable[[], object]]) -> None:
     for step, act in steps:
         try:
             act()
@@ -190,10 +213,10 @@ def _look_for_hypervisor(control: int) -> None:
         raise OSError(errno.EPIPE, "the hypervisor is gone")
 
 
-def _landlock(host: Host, spec: Jail, writable: list[str], descriptors: Mapping[str, int]) -> None:
+def _landlock(host: Host, spec: Jail, writable: list[str], files: Iterable[int]) -> None:
     if host.landlock_abi:
         if spec.kind == "guest" or spec.proc or writable:
-            ruleset = _own_ruleset(host, spec, writable, descriptors.values())
+            ruleset = _own_ruleset(host, spec, writable, files)
         else:
             ruleset = host.ruleset
         landlock.restrict_self(ruleset)
@@ -203,12 +226,12 @@ def _landlock(host: Host, spec: Jail, writable: list[str], descriptors: Mapping[
         os.close(descriptor)
 
 
-def _own_ruleset(host: Host, spec: Jail, writable: list[str], descriptors: Iterable[int]) -> int:
+def _own_ruleset(host: Host, spec: Jail, writable: list[str], given: Iterable[int]) -> int:
     """Rules for a child with mounts of its own; a guest may also run and read the files that it was given open."""
     own = [Rule(os.open(path, os.O_PATH), landlock.all_access(host.landlock_abi)) for path in writable]
     if spec.proc:
         own.append(Rule(os.open("/proc", os.O_PATH), READ))
-    files = [d for d in descriptors if spec.kind == "guest" and stat.S_ISREG(os.fstat(d).st_mode) and not _is_memfd(d)]
+    files = [d for d in given if spec.kind == "guest" and stat.S_ISREG(os.fstat(d).st_mode) and not _is_memfd(d)]
     try:
         return landlock.make_ruleset(
             host.landlock_abi, (*host.rules, *own, *(Rule(file, READ_FILE | EXECUTE) for file in files))

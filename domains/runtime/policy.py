@@ -54,8 +54,8 @@ _DRIVER_CALLS = {
     73, 74, 75, 77, 285, 277, 221, 217,
     # names: getcwd, readlink, openat, newfstatat, readlinkat, faccessat, faccessat2, statx, umask
     79, 89, 257, 262, 267, 269, 439, 332, 95,
-    # who and how much: getpid … getrandom, uname, prlimit64, getrlimit, getrusage, sysinfo, times, getcpu
-    39, 63, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 115, 118, 120, 186, 201, 302, 309, 318, 204, 145,
+    # who and how much: getpid … getrandom, setsid, uname, prlimit64, getrlimit, getrusage, sysinfo, times, getcpu
+    39, 63, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 112, 115, 118, 120, 186, 201, 302, 309, 318, 204, 145,
     # time: nanosleep, clock_gettime, clock_getres, clock_nanosleep, timerfd_create, _settime, _gettime
     35, 228, 229, 230, 283, 286, 287,
     # threads: sched_yield, futex, set_tid_address, set_robust_list, get_robust_list, restart_syscall, rseq, membarrier

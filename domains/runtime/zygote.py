@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from domains.runtime import birth, clone, jail, libc, memory, mounts, trees
 from domains.runtime.birth import Entry
@@ -23,7 +24,7 @@ from kernel.abi.spawn import FIRST_UID
 
 __all__ = ["main"]
 
-DEFAULT_ENTRY = "domains.runtime.entry:run"
+DEFAULT_ENTRY = "domains.runtime.entry"
 NOT_FOR_DOMAINS = ("rich", "better_exceptions")
 """What structlog imports to be pretty on a terminal, 3.5 MB. A domain has no terminal."""
 WARM = ("trio", "msgspec", "structlog", "orjson")
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zygote", description="clones jailed domains for a hypervisor")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the control socket")
     parser.add_argument("--tree", action="append", default=[], help="a further path that domains may read")
-    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what a domain runs, module:function")
+    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="module with what a domain runs")
     return parser
 
 
@@ -67,9 +68,8 @@ def _warm_up(entry: str) -> Entry:
         importlib.import_module(name)
     for _ in range(REHEARSALS):
         birth.rehearse()
-    module, _, function = entry.partition(":")
-    run: Entry = getattr(importlib.import_module(module), function)
-    return run
+    module: Any = importlib.import_module(entry)
+    return Entry(module.run, module.rehearse)
 
 
 def _prepare(proc: int, paths: Iterable[str]) -> jail.Host:

@@ -4,8 +4,9 @@ Single-threaded, because only a single-threaded process can be cloned with its P
 children's parent (CLONE_PARENT), learns of their death from the kernel and reaps them; a zygote may die without harm.
 
 A role's zygote works ahead: when nobody has asked for anything for a moment it clones a *spare*, a child in its
-namespaces but without identity, descriptors or jail, which the next request turns into its domain. A spare that no
-request came for ends with its zygote; it is then a zombie of the hypervisor's in the zygote's process group, so
+namespaces but without identity or descriptors, which the next request turns into its domain. Where the domain to come
+is known, which is another incarnation of the last one, the spare is in its jail already. A spare that no request came
+for ends with its zygote; it is then a zombie of the hypervisor's in the zygote's process group, so
 whoever reaps a zygote also reaps that group (`waitid(P_PGID, zygote_pid, WEXITED)` until ECHILD).
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from domains.runtime import birth, jail
-from domains.runtime.birth import Entry, Line
+from domains.runtime.birth import Entry, Expected, Line
 from domains.runtime.clone import Child, clone_sibling
 from kernel.abi import packet
 from kernel.abi.codec import Codec, encode
@@ -47,6 +48,7 @@ class _Born:
 
     child: Child
     line: Line
+    expected: Expected | None = None
 
     def close(self) -> None:
         self.line.close()
@@ -72,6 +74,8 @@ class Zygote:
     works_ahead: bool = False
     unready: list[_Unready] = field(default_factory=list)
     spare: _Born | None = None
+    expected: Expected | None = None
+    """Whose jail the next spare enters: that of the last order, since a driver's next incarnation has the same."""
 
     def serve(self) -> None:
         """Answer requests until the hypervisor's end of the control socket is closed."""
@@ -137,8 +141,10 @@ class Zygote:
 
     def _order(self, request: SpawnRequest, descriptors: list[int]) -> _Born:
         """Give the request to the spare, or to a child made for it. Raises OSError when there is none to be had."""
-        spare, self.spare = self.spare, None
-        if spare is not None:
+        wanted = Expected(request.identity.peer.domid, request.jail, request.role, request.config)
+        self.expected = wanted if jail.can_be_entered_ahead(request.jail) else None
+        if self.spare is not None and self.spare.expected in (None, wanted):
+            spare, self.spare = self.spare, None
             with contextlib.suppress(OSError):  # somebody killed it
                 return _hand_over(spare, request, descriptors)
         return _hand_over(self._bear_child(ahead=False), request, descriptors)
@@ -146,11 +152,12 @@ class Zygote:
     def _bear_child(self, *, ahead: bool) -> _Born:
         """Clone a child that waits for its order."""
         ours, theirs = Line.pair()
+        expected = self.expected if ahead else None
         child = clone_sibling(self.host.clone_flags)
         if child is None:
-            birth.await_order(self.host, theirs, self.entry, ahead)
+            birth.await_order(self.host, theirs, self.entry, ahead=ahead, expected=expected)
         theirs.orders.close()
-        return _Born(child, ours)
+        return _Born(child, ours, expected)
 
     def _fork(self, request: ZygoteRequest, descriptors: list[int]) -> _Born:
         """Fork the zygote of a role."""

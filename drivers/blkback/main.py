@@ -20,13 +20,20 @@ from kernel.abi.hypercalls import (
     XenbusConnected,
     XenbusFault,
 )
-from kernel.abi.ids import Peer, VbdHandle
+from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, VbdHandle
 from kernel.abi.packet import close_all
 from kernel.abi.roles import DriverStart
 from kernel.abi.status import Refused
 from kernel.abi.upcalls import Misbehave, ShutdownRequested, VbdAttached, VbdDetached, VbdImage, VbdRing
 
-__all__ = ["main"]
+__all__ = ["REHEARSAL", "main"]
+
+_NOBODY = Peer(DomId(0), Generation(0))
+REHEARSAL = (
+    VbdAttached(VbdHandle(0), sectors=0, read_only=True),
+    VbdRing(VbdHandle(0), _NOBODY, GrantRef(0), GrantRef(0), Port(0)),
+)
+"""What every incarnation hears first."""
 
 
 async def main(domain: Domain) -> None:
@@ -34,16 +41,7 @@ async def main(domain: Domain) -> None:
     start = msgspec.msgpack.decode(domain.config, type=DriverStart)
     async with trio.open_nursery() as nursery:
         backend = Blkback(domain, nursery, faults_allowed=start.faults)
-        backend.loop.start()
-        async with open_domain(domain, backend.beat):
-            await domain.started()
-            async for message, descriptors in domain.upcalls:
-                try:
-                    await backend.take(message, descriptors)
-                finally:
-                    close_all(descriptors)
-                if isinstance(message, ShutdownRequested):
-                    break
+        await backend.run()
         nursery.cancel_scope.cancel()
 
 
@@ -61,6 +59,22 @@ class Blkback:
         self._ports: dict[VbdHandle, int] = {}
         self._token = trio.lowlevel.current_trio_token()
         self.loop = ServeLoop(on_fault=self._loop_found_fault, faults=self._points)
+
+    async def run(self) -> None:
+        """Serve until the hypervisor asks for the end, or is gone."""
+        self.loop.start()
+        try:
+            async with open_domain(self._domain, self.beat):
+                await self._domain.started()
+                async for message, descriptors in self._domain.upcalls:
+                    try:
+                        await self.take(message, descriptors)
+                    finally:
+                        close_all(descriptors)
+                    if isinstance(message, ShutdownRequested):
+                        return
+        finally:
+            self.loop.stop()
 
     async def beat(self) -> None:
         """Return once the loop has turned."""

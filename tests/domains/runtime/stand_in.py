@@ -123,7 +123,7 @@ def start_base(prefix: Sequence[str] = (), *more: str) -> Zygote:
     """Execute a base zygote whose children run the probes."""
     ours, theirs = packet.pair()
     command = [*prefix, sys.executable, "-m", "domains.runtime.zygote", "--control", str(theirs.fileno())]
-    command += ["--tree", str(ROOT / "tests"), "--entry", f"{ROLE}:run", *more]
+    command += ["--tree", str(ROOT / "tests"), "--entry", ROLE, *more]
     with theirs:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, start_new_session=True)
     zygote = Zygote(ours, os.pidfd_open(process.pid))

@@ -103,6 +103,46 @@ def test_a_spare_becomes_the_next_child(role):
     assert role.spawn("who", DRIVER).spawned.pid == spare
 
 
+def is_jailed(pid: int) -> bool:
+    """Whether a filter of system calls is installed: the last step of the jail."""
+    rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return "Seccomp:\t2" in rows
+
+
+def wait_jailed_spare(zygote_pid: int) -> int:
+    spare = wait_spare(zygote_pid)
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_jailed(spare):
+        assert time.monotonic() < deadline, "the spare is in no jail"
+        select.select([], [], [], 0.01)
+    return spare
+
+
+def test_a_spare_waits_in_the_jail_of_the_last_child_and_becomes_its_next_incarnation(role):
+    first = role.spawn("who", DRIVER, domid=7)
+    spare = wait_jailed_spare(pid_of(role.pidfd))
+    second = role.spawn("who", DRIVER, domid=7)
+    assert second.spawned.pid == spare
+    assert second.report() == first.report()
+
+
+def test_a_spare_in_a_jail_becomes_no_other_domain(role):
+    role.spawn("who", DRIVER, domid=7)
+    spare = wait_jailed_spare(pid_of(role.pidfd))
+    assert role.spawn("who", DRIVER, domid=8).spawned.pid != spare
+    assert role.spawn("who", Jail("driver", nofile=100), domid=7).spawned.pid != spare
+    assert role.spawn("who", DRIVER, domid=7).spawned.pid == spare
+
+
+def test_a_spare_for_guests_waits_outside_since_its_order_names_its_files(role):
+    guest = Jail("guest", tmp_bytes=1 << 20)
+    role.spawn("who", guest, domid=7)
+    spare = wait_spare(pid_of(role.pidfd))
+    select.select([], [], [], 0.1)
+    assert not is_jailed(spare)
+    assert role.spawn("who", guest, domid=8).spawned.pid == spare
+
+
 def test_a_killed_spare_costs_nothing(role):
     zygote_pid = pid_of(role.pidfd)
     spare = wait_spare(zygote_pid)

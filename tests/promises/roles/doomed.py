@@ -6,9 +6,8 @@ Options of the manifest: `point`, `count` (which time it strikes) and `generatio
 import msgspec
 import trio
 
-from domains.runtime.domain import Domain, open_domain
+from domains.runtime.domain import Domain
 from drivers.blkback.main import Blkback
-from kernel.abi.packet import close_all
 from kernel.abi.roles import DriverStart
 from kernel.abi.upcalls import Misbehave
 
@@ -22,12 +21,5 @@ async def main(domain: Domain) -> None:
         backend = Blkback(domain, nursery, faults_allowed=True)
         if domain.peer.generation <= int(options["generations"]):
             await backend.take(Misbehave(f"crash@{options['point']}", int(options["count"])), [])
-        backend.loop.start()
-        async with open_domain(domain, backend.beat):
-            await domain.started()
-            async for message, descriptors in domain.upcalls:
-                try:
-                    await backend.take(message, descriptors)
-                finally:
-                    close_all(descriptors)
+        await backend.run()
         nursery.cancel_scope.cancel()
