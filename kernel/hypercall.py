@@ -12,11 +12,11 @@ from msgspec import Struct
 from kernel import guests, inform, xenbus
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
-from kernel.abi.codec import Codec, Undecodable
+from kernel.abi.codec import Codec, Undecodable, cut
 from kernel.abi.ids import ANY_GENERATION, RequestId
 from kernel.abi.packet import Packet
 from kernel.abi.status import DomainFault, Refused, Status
-from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply
+from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply, ReplyPart
 from kernel.core import privilege
 from kernel.core.domains import Life
 from kernel.incarnation import OVERSTAYED, end, post, who
@@ -279,17 +279,26 @@ def _domctl_shutdown(machine: Machine, _caller: Incarnation, call: h.DomctlShutd
     return Answer()
 
 
-def _domctl_get_info(machine: Machine, _caller: Incarnation, call: h.DomctlGetInfo, _riding: list[int]) -> Answer:
+def _at_length(machine: Machine, caller: Incarnation, call: Any, value: Any) -> Answer:
+    """An answer of any length: what does not fit a packet goes ahead of it."""
+    parts = cut(value)
+    if not parts:
+        return Answer(value)
+    post(machine, caller, *(ReplyPart(call.request, part) for part in parts))
+    return Answer()
+
+
+def _domctl_get_info(machine: Machine, caller: Incarnation, call: h.DomctlGetInfo, _riding: list[int]) -> Answer:
     records = list(machine.domains) if call.domid is None else [machine.domains.find(call.domid)]
-    return Answer([inform.domain_info(machine, record) for record in records])
+    return _at_length(machine, caller, call, [inform.domain_info(machine, record) for record in records])
 
 
 def _sysctl_info(machine: Machine, _caller: Incarnation, _call: h.SysctlInfo, _riding: list[int]) -> Answer:
     return Answer(inform.host_info(machine))
 
 
-def _sysctl_drivers(machine: Machine, _caller: Incarnation, _call: h.SysctlDrivers, _riding: list[int]) -> Answer:
-    return Answer(inform.driver_infos(machine))
+def _sysctl_drivers(machine: Machine, caller: Incarnation, call: h.SysctlDrivers, _riding: list[int]) -> Answer:
+    return _at_length(machine, caller, call, inform.driver_infos(machine))
 
 
 def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject, _riding: list[int]) -> Answer:

@@ -111,7 +111,8 @@ class Client:
     def _ask(self, request: AdminRequest, timeout_s: float = ANSWER_S) -> Any:
         with connect(self.path, AdminReply) as connection:
             connection.send(request, timeout_s)
-            return _answer(connection, timeout_s)[1].value
+            parts, answer = _answer(connection, timeout_s)
+            return msgspec.msgpack.decode(parts) if parts else answer.value
 
 
 def _answer(connection: Connection, timeout_s: float) -> tuple[bytes, Answer]:

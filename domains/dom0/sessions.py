@@ -15,7 +15,7 @@ from domains.dom0.toolstack import Toolstack
 from domains.runtime.channel import Channel
 from kernel.abi import packet
 from kernel.abi.admin import AdminDmesg, AdminExec, AdminRequest, Answer, Part
-from kernel.abi.codec import MAX_PACKET, Codec, Undecodable, encode
+from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode
 from kernel.abi.log import Log
 from kernel.abi.status import DomainFault, Refused, Status
 
@@ -32,8 +32,6 @@ REQUEST_S = 5.0
 
 ANSWER_S = 30.0
 """For an administrator to take the answer."""
-
-PART_BYTES = 32768
 
 _codec = Codec(AdminRequest)
 _known_operations = {kind.__struct_config__.tag for kind in get_args(AdminRequest)}
@@ -87,11 +85,14 @@ class Sessions:
                 await self._ask_toolstack(connection, request)
 
     async def _ask_toolstack(self, connection: Channel, request: AdminRequest) -> None:
-        answers: list[Answer] = []
+        answers: list[Part | Answer] = []
 
         async def work() -> None:
             try:
-                answers.append(Answer(Status.OK, await self._toolstack.serve(request)))
+                value = await self._toolstack.serve(request)
+                parts = cut(value)
+                answers.extend(map(Part, parts))
+                answers.append(Answer(Status.OK, None if parts else value))
             except Refused as refusal:
                 answers.append(Answer(refusal.status, None, refusal.why))
 

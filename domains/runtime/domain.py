@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import msgspec
 import trio
 from msgspec import Struct
 
@@ -15,7 +16,7 @@ from kernel.abi.hypercalls import Pong, Started
 from kernel.abi.ids import Peer, RequestId
 from kernel.abi.log import Log
 from kernel.abi.status import KernelBug, Refused, Status
-from kernel.abi.upcalls import Ping, Reply, Upcall
+from kernel.abi.upcalls import Ping, Reply, ReplyPart, Upcall
 
 __all__ = ["Answer", "Call", "Domain", "UpcallWithDescriptors", "open_domain"]
 
@@ -63,6 +64,7 @@ class Domain:
         self.descriptors = descriptors
         self._control = Channel(control)
         self._pending: dict[RequestId, trio.MemorySendChannel[Answer]] = {}
+        self._parts: dict[RequestId, list[bytes]] = {}
         self._last_request = 0
         self._to_role, self.upcalls = trio.open_memory_channel[UpcallWithDescriptors](UPCALL_BOUND)
 
@@ -95,6 +97,7 @@ class Domain:
         finally:
             for request, _ in numbered:
                 self._pending.pop(request, None)
+                self._parts.pop(request, None)
         _raise_first_refusal(answers)
         return answers
 
@@ -114,6 +117,10 @@ class Domain:
                     match message:
                         case Ping(sequence=sequence):
                             nursery.start_soon(self._answer_ping, beat, sequence)
+                        case ReplyPart(request=request, data=part) if request in self._pending:
+                            self._parts.setdefault(request, []).append(part)
+                        case ReplyPart():
+                            pass  # nobody waits for it any more
                         case Reply():
                             self._answered(message, descriptors)
                         case Undecodable():
@@ -135,7 +142,9 @@ class Domain:
             if descriptor is not None:
                 os.close(descriptor)
             return
-        pending.send_nowait(Answer(reply.status, reply.value, reply.why, descriptor))
+        parts = self._parts.pop(reply.request, None)
+        value = msgspec.msgpack.decode(b"".join(parts)) if parts else reply.value
+        pending.send_nowait(Answer(reply.status, value, reply.why, descriptor))
 
 
 def _raise_first_refusal(answers: list[Answer]) -> None:

@@ -1,6 +1,7 @@
 """`tv` ↔ Dom0, over the admin socket (AF_UNIX SEQPACKET).
 
 One connection is one request: one packet with one message, answered by any number of `Part`s and then one `Answer`.
+A value that is too long for a packet comes in `Part`s, which are its msgpack, and the `Answer` has none.
 After the OK to an `AdminExec` the connection carries `guest_io.ExecMessage`s, and ends with an `ExecEnded`.
 The hypervisor has checked the peer's uid before Dom0 sees the connection.
 """
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from kernel.abi.codec import PART_BYTES
 from kernel.abi.guest_config import GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import Name
@@ -91,7 +93,7 @@ class AdminInject(Struct, tag=0x09, array_like=True, frozen=True, forbid_unknown
 class Part(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A piece of a long answer."""
 
-    data: Annotated[bytes, Meta(max_length=32768)]
+    data: Annotated[bytes, Meta(max_length=PART_BYTES)]
 
 
 class Answer(Struct, tag=0x21, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -11,9 +11,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-__all__ = ["MAX_PACKET", "Codec", "Undecodable", "encode", "pack_batches"]
+__all__ = ["MAX_PACKET", "PART_BYTES", "Codec", "Undecodable", "cut", "encode", "pack_batches"]
 
 MAX_PACKET = 65536
+
+PART_BYTES = 32768
+"""The longest piece of a value that goes in several packets."""
 """Bytes in one packet. Far below the 212,960 that a Linux SOCK_SEQPACKET carries, so that a queue holds several."""
 
 MAX_BATCH = 256
@@ -54,6 +57,12 @@ def pack_batches(messages: Iterable[Struct]) -> list[bytes]:
     if batch:
         packets.append(_encoder.encode([msgspec.Raw(r) for r in batch]))
     return packets
+
+
+def cut(value: Any) -> list[bytes]:
+    """A value that is too long for a packet with other things in it, as pieces of its msgpack; none where it fits."""
+    raw = _encoder.encode(value)
+    return [raw[at : at + PART_BYTES] for at in range(0, len(raw), PART_BYTES)] if len(raw) > PART_BYTES else []
 
 
 class Codec:

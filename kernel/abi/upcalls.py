@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from kernel.abi.codec import PART_BYTES
 from kernel.abi.hypercalls import ChannelKind, ShutdownReason
 from kernel.abi.ids import U32, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
@@ -18,6 +19,7 @@ __all__ = [
     "PeerDied",
     "Ping",
     "Reply",
+    "ReplyPart",
     "ShutdownRequested",
     "Upcall",
     "VbdAttached",
@@ -37,6 +39,14 @@ class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_field
     value: Any = None
     why: str = ""
     descriptors: Annotated[int, Meta(ge=0, le=1)] = 0
+
+
+class ReplyPart(Struct, tag=0x84, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A piece of a value that is too long for a packet. The pieces together are its msgpack; the `Reply` that follows
+    has none."""
+
+    request: RequestId
+    data: Annotated[bytes, Meta(max_length=PART_BYTES)]
 
 
 class Ping(Struct, tag=0x81, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -148,6 +158,7 @@ class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_f
 
 Upcall = (
     Reply
+    | ReplyPart
     | Ping
     | PeerDied
     | ShutdownRequested

@@ -15,7 +15,7 @@ from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
-from kernel.abi.codec import Codec, encode
+from kernel.abi.codec import Codec, cut, encode
 from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
 from kernel.abi.guest_io import (
     AGENT_PORT,
@@ -30,7 +30,7 @@ from kernel.abi.guest_io import (
 from kernel.abi.ids import DomId, Generation, Peer, Port, VbdHandle
 from kernel.abi.keeping import Tail, TailEnd, TailPart
 from kernel.abi.status import Refused, Status
-from kernel.abi.upcalls import AdminConnection, EvtchnConnected, PeerDied, Reply, ShutdownRequested
+from kernel.abi.upcalls import AdminConnection, EvtchnConnected, PeerDied, Reply, ReplyPart, ShutdownRequested
 
 DOM0 = Peer(DomId(0), Generation(1))
 VBD = VbdInfo(VbdHandle(1), "vda", "/images/a.img", "rw", 2048, "blkback", "web", "connected")
@@ -307,7 +307,10 @@ class FakeHypervisor:
             value, descriptors = None, []
             reply = Reply(call.request, refused.status, None, refused.why)
         else:
-            reply = Reply(call.request, Status.OK, value, "", len(descriptors))
+            parts = cut(value)
+            for part in parts:
+                await self.tell(ReplyPart(call.request, part))
+            reply = Reply(call.request, Status.OK, None if parts else value, "", len(descriptors))
         await self.tell(reply, *descriptors)
 
     def _answer(self, call: Any) -> tuple[Any, list[int]]:

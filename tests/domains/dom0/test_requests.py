@@ -17,6 +17,13 @@ async def test_list_gives_every_domain(hypervisor, client):
     assert await ask(client.list) == list(hypervisor.domains.values())
 
 
+async def test_list_gives_more_domains_than_a_packet_holds(hypervisor, client):
+    for number in range(1000):
+        hypervisor.add_guest(f"web{number}")
+    assert await ask(client.list) == list(hypervisor.domains.values())
+    assert (await ask(client.info, "web999")).name == "web999"
+
+
 async def test_info_finds_a_domain_by_its_name(hypervisor, client):
     guest = hypervisor.add_guest()
     assert await ask(client.info, "web") == guest.info

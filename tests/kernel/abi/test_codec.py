@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel.abi import hypercalls as h
-from kernel.abi.codec import MAX_PACKET, Codec, Undecodable, encode, pack_batches
+from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode, pack_batches
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
-from kernel.abi.upcalls import Reply, Upcall
+from kernel.abi.upcalls import Reply, ReplyPart, Upcall
 
 PEER = Peer(DomId(3), Generation(2))
 
@@ -27,6 +27,15 @@ GOLDEN = {
 @pytest.mark.parametrize("message", list(GOLDEN), ids=lambda m: type(m).__name__)
 def test_a_message_has_the_bytes_that_it_always_had(message):
     assert encode([message]).hex() == GOLDEN[message].replace(" ", "")
+
+
+@pytest.mark.parametrize("length", [0, PART_BYTES - 5, PART_BYTES, 3 * PART_BYTES + 1])
+def test_a_value_is_cut_only_where_it_must_be_and_can_be_put_together(length):
+    value = ["x" * length]
+    parts = cut(value)
+    assert bool(parts) == (len(msgspec.msgpack.encode(value)) > PART_BYTES)
+    assert all(len(encode([ReplyPart(RequestId(1), part)])) < MAX_PACKET for part in parts)
+    assert not parts or msgspec.msgpack.decode(b"".join(parts)) == value
 
 
 requests = st.integers(0, 0xFFFF_FFFF).map(RequestId)
