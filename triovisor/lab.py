@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from triovisor.client import Client
 __all__ = ["Hypervisor", "LabError", "start_hypervisor"]
 
 READY = "ready:"
+KEPT_LINES = 200
 STOP_DEADLINE_S = 30.0
 
 
@@ -27,6 +30,13 @@ class Hypervisor:
         self.process = process
         self.run = run
         self.client = Client(run)
+        self.said: deque[str] = deque(maxlen=KEPT_LINES)
+        """Its last words on standard output and error since it was ready. What it does is in its log."""
+
+    def listen(self) -> None:
+        """Take what it says, to its end: a full pipe would hold it up."""
+        assert self.process.stdout is not None
+        self.said.extend(self.process.stdout)
 
     def stop(self) -> int:
         """Ask it to shut down; its exit status. One that does not obey is killed, and its domains go with it."""
@@ -51,6 +61,7 @@ def start_hypervisor(run: Path, manifest: Path | None = None) -> Iterator[Hyperv
         try:
             _wait_until_ready(process)
             hypervisor = Hypervisor(process, run)
+            threading.Thread(target=hypervisor.listen, daemon=True).start()
             yield hypervisor
         finally:
             if process.poll() is None:

@@ -115,7 +115,7 @@ def start_lab(run: Path, *, tree: Path | None = None, **settings) -> Iterator[La
             yield lab
         finally:
             if hypervisor.process.poll() not in (None, 0, -signal.SIGKILL):
-                print(f"the hypervisor ended: {hypervisor.process.stdout and hypervisor.process.stdout.read()}")
+                print(f"the hypervisor ended: {''.join(hypervisor.said)}")
         if hypervisor.process.poll() is None:
             family = descendants_of(lab.pid)
             assert hypervisor.stop() == 0, f"see {run}/log"

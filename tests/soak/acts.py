@@ -1,0 +1,159 @@
+"""What is done to a hypervisor's parts in a soak. Each act returns once what it broke is whole again."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.promises.events import wait_until
+from tests.promises.lab import DRIVER, Lab
+from tests.promises.processes import children_of
+from tests.soak.guests import MortalGuest, tell
+from triovisor.client import TvError
+
+__all__ = ["ACTS", "Act", "Scene"]
+
+PASSER_BY = "passer-by"
+
+
+class Scene:
+    """The lab, and who and what acts need of it."""
+
+    def __init__(self, lab: Lab, mortal: list[MortalGuest], spare_image: Path) -> None:
+        self.lab = lab
+        self.mortal = mortal
+        self.spare_image = spare_image
+        self.turns = 0
+
+    def next_mortal(self) -> MortalGuest:
+        """Each in its turn."""
+        self.turns += 1
+        return self.mortal[self.turns % len(self.mortal)]
+
+
+Act = Callable[[Scene], object]
+
+
+def _kill_driver(scene: Scene) -> object:
+    return scene.lab.watch.kill()
+
+
+def _fail(what: str) -> Act:
+    """The driver is told to fail in this way. Dom0 carries the order, and may be away for a moment."""
+    return lambda scene: scene.lab.watch.strike(
+        lambda _pid: wait_until(lambda: _inject(scene.lab, what), f"{what} is ordered")
+    )
+
+
+def _inject(lab: Lab, what: str) -> bool:
+    try:
+        lab.client.inject(DRIVER, what)
+    except TvError:
+        return False
+    return True
+
+
+def _kill_standby(scene: Scene) -> None:
+    watch = scene.lab.watch
+    watch.wait_serving()
+    standby = watch.standing_by()
+    os.kill(watch.pid_of(standby), signal.SIGKILL)
+    watch.wait_death(standby)
+    watch.wait_serving()
+
+
+def _kill_both(scene: Scene) -> None:
+    """The active incarnation and its standby at once: nobody is left to be promoted."""
+    watch = scene.lab.watch
+    active = watch.wait_serving()
+    both = [active, watch.standing_by()]
+    for peer in both:
+        os.kill(watch.pid_of(peer), signal.SIGKILL)
+    for peer in both:
+        watch.wait_death(peer)
+    watch.wait_serving(other_than=active)
+
+
+def _kill_zygotes(scene: Scene) -> None:
+    """All of them; then the driver, whose successor needs new ones."""
+    for event in scene.lab.log.all("zygote.started"):
+        if _is_zygote(event["pid"], scene.lab.pid):
+            os.kill(event["pid"], signal.SIGKILL)
+    scene.lab.watch.kill()
+
+
+def _is_zygote(pid: int, hypervisor: int) -> bool:
+    """Whether this pid still is a child of the hypervisor that was started as a zygote, and no later process."""
+    return any(child.pid == pid and child.state != "Z" and _runs(pid, b"zygote") for child in children_of(hypervisor))
+
+
+def _runs(pid: int, word: bytes) -> bool:
+    try:
+        return word in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _kill_keeper(scene: Scene) -> None:
+    since = scene.lab.log.mark()
+    (keeper,) = [child.pid for child in children_of(scene.lab.pid) if _runs(child.pid, b"kernel.keeper")]
+    os.kill(keeper, signal.SIGKILL)
+    scene.lab.log.wait("keeper.started", since)
+
+
+def _kill_dom0(scene: Scene) -> None:
+    since = scene.lab.log.mark()
+    dom0 = wait_until(lambda: _dom0_pid(scene.lab), "Dom0")
+    os.kill(dom0, signal.SIGKILL)
+    scene.lab.log.wait("domain.started", since, name="dom0")
+    wait_until(lambda: _dom0_pid(scene.lab), "the next Dom0")
+
+
+def _dom0_pid(lab: Lab) -> int | None:
+    try:
+        return lab.client.info("dom0").pid
+    except TvError:
+        return None
+
+
+def _write_records(scene: Scene) -> None:
+    for guest in scene.mortal:
+        guest.write()
+
+
+def _kill_system(scene: Scene) -> None:
+    guest = scene.next_mortal()
+    guest.write()
+    guest.kill()
+    guest.check()
+
+
+def _come_and_go(scene: Scene) -> None:
+    """A guest with a disk is created, works, and is destroyed."""
+    lab = scene.lab
+    wait_until(lambda: _dom0_pid(lab), "Dom0")
+    lab.create(PASSER_BY, scene.spare_image, memory=32)
+    tell(lab, PASSER_BY, "dd if=/dev/zero of=/dev/vda bs=64k count=4 conv=fsync 2> /dev/null")
+    lab.client.destroy(PASSER_BY)
+    lab.note_vbds()
+
+
+ACTS: dict[str, Act] = {
+    "kill driver": _kill_driver,
+    "kill standby": _kill_standby,
+    "kill both": _kill_both,
+    "hang": _fail("hang"),
+    "exit": _fail("exit"),
+    "corrupt ring": _fail("corrupt-ring"),
+    "stray reply": _fail("stray-reply"),
+    "crash at request": _fail("crash@request"),
+    "crash at io": _fail("crash@io"),
+    "crash at reply": _fail("crash@reply"),
+    "kill zygotes": _kill_zygotes,
+    "kill log keeper": _kill_keeper,
+    "kill Dom0": _kill_dom0,
+    "kill a guest's system": _kill_system,
+    "write records": _write_records,
+    "come and go": _come_and_go,
+}
+"""By name."""
