@@ -20,6 +20,7 @@ from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import Body, embody
 from kernel.machine import Guest, Incarnation, Machine
 from kernel.manifest import parse_cpus
+from kernel.pausing import hold_anew
 from kernel.xenbus import frontend_came, frontend_went
 
 __all__ = ["create", "destroy", "find_guest", "request_shutdown"]
@@ -114,15 +115,23 @@ def _check(machine: Machine, config: GuestConfig) -> None:
     vdevs = [disk.vdev for disk in config.disk]
     if len(set(vdevs)) != len(vdevs):
         raise Refused(Status.EINVAL, f"guest {config.name}: two disks share a vdev: give each its own of vda … vdp")
-    drivers = {domain.record.name for domain in machine.drivers.values() if domain.record.kind is Kind.DRIVER}
-    for disk in config.disk:
-        if disk.backend not in drivers:
-            known = ", ".join(sorted(drivers)) or "none"
-            raise Refused(Status.ENOENT, f"guest {config.name}: no driver domain {disk.backend!r}: there are {known}")
+    _check_backends(machine, config)
     for cpu in parse_cpus(config.cpus) if config.cpus else ():
         if cpu not in os.sched_getaffinity(0):
             have = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             raise Refused(Status.EINVAL, f"guest {config.name}: cpus = {config.cpus!r}: this host has {have}")
+
+
+def _check_backends(machine: Machine, config: GuestConfig) -> None:
+    """A guest whose driver is given up would stand still before its first instruction."""
+    drivers = {d.record.name: d for d in machine.drivers.values() if d.record.kind is Kind.DRIVER}
+    for disk in config.disk:
+        if disk.backend not in drivers:
+            known = ", ".join(sorted(drivers)) or "none"
+            raise Refused(Status.ENOENT, f"guest {config.name}: no driver domain {disk.backend!r}: there are {known}")
+        if drivers[disk.backend].driver.state is DomainState.GIVEN_UP:
+            mend = f"tv driver restart {disk.backend}, then tv create"
+            raise Refused(Status.EHOSTDOWN, f"guest {config.name}: driver {disk.backend} is given up: {mend}")
 
 
 async def _open_image(path: Path, read_only: bool) -> Image:
@@ -185,6 +194,7 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     guest.incarnation = incarnation
     guest.record.state = DomainState.STARTING
     frontend_came(machine, incarnation)
+    hold_anew(machine, guest)
     return incarnation
 
 

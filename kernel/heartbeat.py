@@ -46,6 +46,7 @@ async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) ->
     while True:
         with trio.move_on_after(incarnation.heartbeat.deadline_s) as patience:
             await incarnation.ponged.wait()
+            incarnation.held = False
             return True
         if trio.current_time() - patience.deadline > LATE_S:
             continue
@@ -53,7 +54,7 @@ async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) ->
             return False
         if not told:
             machine.log.warning("domain.uninterruptible", **who(incarnation))
-            told = True
+            incarnation.held = told = True
 
 
 async def _end_hung(machine: Machine, incarnation: Incarnation) -> None:

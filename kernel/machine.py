@@ -11,9 +11,10 @@ from kernel.abi.ids import DomId, Peer, VbdHandle
 from kernel.abi.log import Log
 from kernel.abi.packet import Packet
 from kernel.core.domains import DomainRecord, DomainTable
-from kernel.core.drivers import Driver
+from kernel.core.drivers import Driver, Order
 from kernel.core.evtchn import EventChannels
 from kernel.core.grants import GrantTable
+from kernel.core.pausing import Pausing
 from kernel.core.vbds import VbdTable
 from kernel.images import Image
 from kernel.link import Link
@@ -27,7 +28,8 @@ __all__ = ["DriverDomain", "Guest", "Incarnation", "Machine"]
 
 @dataclass(eq=False, slots=True)
 class Incarnation:
-    """One living incarnation: its channel at once, its process when the zygote has cloned it."""
+    """One living incarnation: its channel at once, its process when the zygote has cloned it. `held`: it is in
+    uninterruptible sleep, and can neither answer nor be ended."""
 
     peer: Peer
     record: DomainRecord
@@ -43,6 +45,7 @@ class Incarnation:
     shutdown: ShutdownReason | None = None
     detail: str = ""
     ended_for: str = ""
+    held: bool = False
     waiting_calls: int = 0
 
     def __str__(self) -> str:
@@ -56,6 +59,7 @@ class DriverDomain:
     record: DomainRecord
     manifest: DriverManifest | Dom0Manifest
     driver: Driver
+    obey: Callable[[list[Order]], None]
     last_death: str = ""
     serves: trio.Event = field(default_factory=trio.Event)
 
@@ -73,6 +77,8 @@ class Guest:
     restarts: int = 0
     destroying: bool = False
     accusations_s: list[float] = field(default_factory=list)
+    pausing: Pausing = field(default_factory=Pausing)
+    pause_answered: trio.Event = field(default_factory=trio.Event)
     removed: trio.Event = field(default_factory=trio.Event)
 
 

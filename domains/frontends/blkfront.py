@@ -138,6 +138,7 @@ class BlkfrontLoop:
         self._devices = {front.handle: _Device(front, self._loop, on_fault) for front in vbds}
         self._vbds = [device.vbd for device in self._devices.values()]
         self._served = [device.serve for device in self._devices.values()]
+        self._resting = False
 
     def start(self) -> None:
         """Begin to serve."""
@@ -166,6 +167,10 @@ class BlkfrontLoop:
         """This incarnation is gone (`BackendWithdrawn`). The ring in use stays until a successor is active."""
         self._loop.submit(partial(self._devices[handle].withdraw, peer))
 
+    def rest(self, resting: bool) -> None:
+        """While the guest stands still it cannot look, and is not signalled again and again."""
+        self._loop.submit(partial(setattr, self, "_resting", resting))
+
     def submit(self, command: Callable[[], None]) -> None:
         """Have `command` called on the loop's thread, after those submitted before."""
         self._loop.submit(command)
@@ -186,5 +191,7 @@ class BlkfrontLoop:
         for vbd in self._vbds:
             if not vbd.park():
                 return 0
+        if self._resting:
+            return None
         waits = [wait for vbd in self._vbds if (wait := vbd.guest.nudge()) is not None]
         return min(waits) if waits else None

@@ -9,13 +9,15 @@ import trio
 from domains.guests.commands import Commands
 from domains.guests.console import Console
 from domains.guests.disks import Disks
+from domains.guests.mconsole import Mconsole
 from domains.guests.reaper import OsStart, decode_ended, encode_start
+from domains.guests.standing import Standing
 from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify_exit, command_line
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
 from kernel.abi.guest_io import AGENT_PORT
-from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, SchedShutdown, ShutdownReason
+from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, PauseDone, SchedShutdown, ShutdownReason
 from kernel.abi.ids import ANY_GENERATION, DOM0, Peer
 from kernel.abi.packet import close_all
 from kernel.abi.roles import GuestStart
@@ -25,6 +27,7 @@ from kernel.abi.upcalls import (
     BackendOffered,
     BackendWithdrawn,
     EvtchnConnected,
+    PauseRequested,
     PeerDied,
     ShutdownRequested,
 )
@@ -34,7 +37,8 @@ __all__ = ["Actor"]
 CONSOLE_FD, AGENT_FD, RAMDISK_FD = 3, 4, 5
 """Their numbers in the operating system's process."""
 
-UML_DIR = "/run/uml"
+UML_DIR, UMID = "/run/uml", "guest"
+MCONSOLE = f"{UML_DIR}/{UMID}/mconsole"
 
 LAST_WORDS_S = 0.5
 """For the console to give what the kernel wrote before it ended. A helper that lives on may hold the line open."""
@@ -61,6 +65,7 @@ class Actor:
         ours, self._agents_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ports = Numbers(first=AGENT_PORT + 1)
         self._commands = Commands(domain, nursery, ours, ports)
+        self._standing = Standing(Mconsole(MCONSOLE, f"{UML_DIR}/own."))
         self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules)
 
     async def beat(self) -> None:
@@ -112,7 +117,7 @@ class Actor:
             console_fd=CONSOLE_FD,
             agent_fd=AGENT_FD,
             uml_dir=UML_DIR,
-            umid=config.name,
+            umid=UMID,
             hostname=config.name,
             root=config.root or "",
             lpj=self._start.lpj,
@@ -160,6 +165,18 @@ class Actor:
                 await self._open_agent_port()
             case ShutdownRequested(reason=reason):
                 self._commands.shut_down(reason)
+            case PauseRequested():
+                self._nursery.start_soon(self._pause, message)
+
+    async def _pause(self, wish: PauseRequested) -> None:
+        why = ""
+        self._disks.loop.rest(wish.paused)
+        try:
+            await (self._standing.pause() if wish.paused else self._standing.unpause())
+        except Refused as refusal:
+            why = refusal.why
+            self._disks.loop.rest(False)
+        await self._domain.say(PauseDone(wish.sequence, why[:512]))
 
     def _broke_the_rules(self, what: str) -> None:
         """The guest's kernel broke a device's rules: its disk is gone, and a system without its disk is a crash."""

@@ -74,7 +74,11 @@ class Domain:
 
     async def started(self) -> None:
         """Tell the hypervisor that the role's code runs and takes upcalls."""
-        await self._control.send(encode([Started()]))
+        await self.say(Started())
+
+    async def say(self, message: Struct) -> None:
+        """Tell the hypervisor something that needs no answer."""
+        await self._control.send(encode([message]))
 
     async def call(self, operation: type[Struct], descriptors: Sequence[int] = (), **fields: Any) -> Answer:
         """Make one hypercall. Raises Refused when the status is not OK."""
@@ -133,7 +137,7 @@ class Domain:
 
     async def _answer_ping(self, beat: Callable[[], Awaitable[None]], sequence: int) -> None:
         await beat()
-        await self._control.send(encode([Pong(sequence)]))
+        await self.say(Pong(sequence))
 
     def _answered(self, reply: Reply, descriptors: list[int]) -> None:
         descriptor = descriptors.pop(0) if reply.descriptors else None

@@ -101,7 +101,8 @@ class VbdInfo(Struct, frozen=True):
 
 class DomainInfo(Struct, frozen=True):
     """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's
-    namespace."""
+    namespace. `paused_for`: for whom it stands still, or is about to: dom0, where the administrator had it paused, and
+    each driver of it that is given up."""
 
     domid: DomId
     name: str
@@ -117,6 +118,7 @@ class DomainInfo(Struct, frozen=True):
     jail: str
     restarts: int
     vbds: list[VbdInfo] = []
+    paused_for: list[Name] = []
 
 
 class DriverInfo(Struct, frozen=True):

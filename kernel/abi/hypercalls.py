@@ -23,7 +23,9 @@ __all__ = [
     "DomctlCreate",
     "DomctlDestroy",
     "DomctlGetInfo",
+    "DomctlPause",
     "DomctlShutdown",
+    "DomctlUnpause",
     "EvtchnAllocUnbound",
     "EvtchnBindInterdomain",
     "EvtchnClose",
@@ -31,6 +33,7 @@ __all__ = [
     "GnttabGrant",
     "GnttabMap",
     "Hypercall",
+    "PauseDone",
     "Pong",
     "SchedShutdown",
     "ShutdownReason",
@@ -38,6 +41,7 @@ __all__ = [
     "SysctlInject",
     "SysctlInfo",
     "SysctlDrivers",
+    "SysctlRestart",
     "Version",
     "XenbusConnect",
     "XenbusConnected",
@@ -92,6 +96,18 @@ class Pong(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields
     """
 
     sequence: U32
+
+
+class PauseDone(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `PauseRequested`: done, or `why` not.
+
+    Caller:  a guest. No answer.
+    Promise: a guest that says so after it was to pause stands still: its processes were seen to use no CPU time.
+    Fault:   none; a wrong `sequence` counts as silence.
+    """
+
+    sequence: U32
+    why: Detail = ""
 
 
 class Version(Struct, tag=0x08, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -294,6 +310,31 @@ class DomctlGetInfo(Struct, tag=0x33, array_like=True, frozen=True, forbid_unkno
     domid: Domain | None = None
 
 
+class DomctlPause(Struct, tag=0x34, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Have a guest's operating system stand still (`XEN_DOMCTL_pausedomain`, though it is not counted).
+
+    Caller:  Dom0.
+    Promise: OK when it stands still, also where it did already.
+    Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EIO or ETIMEDOUT it goes on.
+    """
+
+    request: Request
+    domid: Domain
+
+
+class DomctlUnpause(Struct, tag=0x35, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Take `DomctlPause` back.
+
+    Caller:  Dom0.
+    Promise: OK when it goes on, also where it had not been paused.
+    Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EIO or ETIMEDOUT it stands still,
+             EBUSY a driver of it is given up: it stays paused for that.
+    """
+
+    request: Request
+    domid: Domain
+
+
 class SysctlInfo(Struct, tag=0x38, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Ask about the host and the hypervisor (`XEN_SYSCTL_physinfo`).
 
@@ -328,9 +369,22 @@ class SysctlInject(Struct, tag=0x3A, array_like=True, frozen=True, forbid_unknow
     count: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 1
 
 
+class SysctlRestart(Struct, tag=0x3B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Replace the incarnation of a driver that serves, or start one that was given up. Its deaths are forgotten.
+
+    Caller:  Dom0.
+    Promise: OK when another incarnation serves; guests that stood still for want of it are going on.
+    Errors:  ENOENT no such driver, EIO it was given up meanwhile, ETIMEDOUT no other serves yet.
+    """
+
+    request: Request
+    driver: Name
+
+
 Hypercall = (
     Started
     | Pong
+    | PauseDone
     | Version
     | SchedShutdown
     | EvtchnAllocUnbound
@@ -346,9 +400,12 @@ Hypercall = (
     | DomctlDestroy
     | DomctlShutdown
     | DomctlGetInfo
+    | DomctlPause
+    | DomctlUnpause
     | SysctlInfo
     | SysctlDrivers
     | SysctlInject
+    | SysctlRestart
 )
 
 DESCRIPTORS: dict[type[Struct], int] = {GnttabGrant: 1}

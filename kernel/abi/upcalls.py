@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from kernel.abi.codec import PART_BYTES
 from kernel.abi.hypercalls import ChannelKind, ShutdownReason
-from kernel.abi.ids import U32, GrantRef, Peer, Port, RequestId, VbdHandle
+from kernel.abi.ids import U32, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 
 __all__ = [
@@ -14,8 +14,10 @@ __all__ = [
     "BackendActive",
     "BackendOffered",
     "BackendWithdrawn",
+    "DriverGivenUp",
     "EvtchnConnected",
     "Misbehave",
+    "PauseRequested",
     "PeerDied",
     "Ping",
     "Reply",
@@ -67,6 +69,14 @@ class ShutdownRequested(Struct, tag=0x83, array_like=True, frozen=True, forbid_u
     domain is ended."""
 
     reason: ShutdownReason
+
+
+class PauseRequested(Struct, tag=0x85, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a guest: have your operating system stand still, or go on, and say `PauseDone`. It may do so already. Comes
+    again only after that answer."""
+
+    sequence: U32
+    paused: bool
 
 
 class EvtchnConnected(Struct, tag=0x88, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +159,14 @@ class AdminConnection(Struct, tag=0xA0, array_like=True, frozen=True, forbid_unk
     uid: int
 
 
+class DriverGivenUp(Struct, tag=0xA1, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To Dom0: this driver died too often and is left dead. `guests` have a disk of it, and are being paused."""
+
+    driver: Name
+    deaths: int
+    guests: tuple[Name, ...]
+
+
 class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_fields=True):
     """To a driver: fail so, at the `count`-th time. `what` is an act, or `kill@POINT`, a fault point of its loop."""
 
@@ -162,6 +180,7 @@ Upcall = (
     | Ping
     | PeerDied
     | ShutdownRequested
+    | PauseRequested
     | EvtchnConnected
     | VbdAttached
     | VbdRing
@@ -172,6 +191,7 @@ Upcall = (
     | BackendActive
     | BackendWithdrawn
     | AdminConnection
+    | DriverGivenUp
     | Misbehave
 )
 
