@@ -24,7 +24,7 @@ from kernel.xenbus import activate_backend, backend_came, backend_went
 
 __all__ = ["restart_driver", "serves", "start_dom0", "start_driver"]
 
-RESTART_S = 20.0
+RESTART_S = 10.0
 """For another incarnation to serve. Where a back-off is under way, it is waited for."""
 
 RESTART_LOOK_S = 0.02

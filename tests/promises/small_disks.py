@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.promises.conftest import NOT_POSSIBLE
 from tests.promises.events import DEADLINE_S
 
-__all__ = ["fill", "full_loop_device", "tmpfs"]
+__all__ = ["FreezableDisk", "fill", "freezable_disk", "full_loop_device", "tmpfs"]
 
 MIB = 1 << 20
 
@@ -99,13 +100,48 @@ def full_loop_device(folder: Path, image_mib: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _mounted(device: str, folder: Path) -> Iterator[Path]:
+def _mounted(device: str | Path, folder: Path, options: str = "rw") -> Iterator[Path]:
     folder.mkdir()
     try:
-        _run("mount", "-t", "ext4", device, folder)
+        _run("mount", "-t", "ext4", "-o", options, device, folder)
     except OSError as error:
         pytest.skip(f"{NOT_POSSIBLE}mounting ext4 from a loop device: {error.strerror}")
     try:
         yield folder
     finally:
         _unmount(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class FreezableDisk:
+    """An image on an ext4 file system of its own. Whoever writes to a frozen file system is in uninterruptible sleep
+    until it is thawed (fsfreeze(8))."""
+
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "image"
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While the block runs."""
+        _run("fsfreeze", "-f", self.folder)
+        try:
+            yield
+        finally:
+            _run("fsfreeze", "-u", self.folder)
+
+
+@contextlib.contextmanager
+def freezable_disk(folder: Path, image_mib: int) -> Iterator[FreezableDisk]:
+    """A disk whose driver can be made to sleep."""
+    _need_root("a file system that is frozen")
+    backing = folder / "backing"
+    with backing.open("wb") as file:
+        file.truncate((image_mib + 16) * MIB)
+    _run("mke2fs", "-q", "-F", "-t", "ext4", backing)
+    with _mounted(backing, folder / "mounted", "loop") as mounted:
+        disk = FreezableDisk(mounted)
+        disk.image.write_bytes(bytes(image_mib * MIB))
+        yield disk

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 
@@ -33,12 +34,16 @@ def give_up(lab):
             lab.watch.wait_death(peer)
     (told,) = lab.log.all("driver.given_up", before)
     for name in told["guests"]:
-        wait_until(lambda name=name: state(lab, name) is DomainState.PAUSED, f"{name} stands still")
+        wait_until(partial(stands, lab, name), f"{name} stands still")
     return told
 
 
 def state(lab, name: str):
     return lab.client.info(name).state
+
+
+def stands(lab, name: str) -> bool:
+    return state(lab, name) is DomainState.PAUSED
 
 
 def refused(act, *arguments) -> TvError:
