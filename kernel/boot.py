@@ -76,10 +76,10 @@ async def _boot_domains(machine: Machine) -> None:
 
 
 async def _ready(machine: Machine) -> None:
-    """Wait until each driver and Dom0 has said that it runs."""
+    """Wait until Dom0 and each driver has said that it runs, or the driver is given up."""
     with trio.fail_after(READY_DEADLINE_S):
         for domain in machine.drivers.values():
-            await domain.serves.wait()
+            await domain.settled.wait()
 
 
 async def _shut_down(machine: Machine) -> None:

@@ -73,7 +73,7 @@ def _start(
 
 def serves(machine: Machine, domain: DriverDomain) -> None:
     """The active incarnation's own code runs. Guests that stood still for want of it go on."""
-    domain.serves.set()
+    domain.settled.set()
     release_all(machine, domain.record.domid)
 
 
@@ -137,6 +137,8 @@ class _Care:
         machine.log.critical(
             "driver.given_up", **self._name(), deaths=order.deaths, window_s=order.window_s, guests=guests
         )
+        if self.domain.record.kind is Kind.DRIVER:
+            self.domain.settled.set()
         dom0 = machine.active(DOM0)
         if dom0 in machine.alive:
             post(machine, machine.alive[dom0], DriverGivenUp(name, order.deaths, tuple(guests)))

@@ -54,14 +54,15 @@ class Incarnation:
 
 @dataclass(eq=False, slots=True)
 class DriverDomain:
-    """A driver (or Dom0, which is kept alive the same way) over all its incarnations."""
+    """A driver (or Dom0, which is kept alive the same way) over all its incarnations. `settled`: it has served, or is a
+    driver that was given up before that; nobody need wait for it any longer."""
 
     record: DomainRecord
     manifest: DriverManifest | Dom0Manifest
     driver: Driver
     obey: Callable[[list[Order]], None]
     last_death: str = ""
-    serves: trio.Event = field(default_factory=trio.Event)
+    settled: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(eq=False, slots=True)

@@ -75,6 +75,7 @@ class Driver:
     _had_active: bool = False
     _gave_way: bool = False
     _replaced: Peer | None = None
+    _exhausted: bool = False
 
     def boot(self) -> list[Order]:
         """First of all."""
@@ -115,6 +116,7 @@ class Driver:
         """The administrator wants another incarnation to serve. Its deaths are forgotten, and the one that makes room
         is no death."""
         self.deaths_s.clear()
+        self._exhausted = False
         if self.active is not None:
             self._replaced = self.active
             return [End(self.active)]
@@ -131,12 +133,14 @@ class Driver:
     def _after_death(self, now_s: float, *, gives_way: bool) -> list[Order]:
         self.deaths_s = [*(d for d in self.deaths_s if d > now_s - self.policy.window_s), now_s]
         decision = decide(self.policy, self.deaths_s)
+        self._exhausted = isinstance(decision, GiveUp)
         if isinstance(decision, GiveUp):
             return self._give_up(decision)
         return self._fill(decision.delay_s, gives_way=gives_way)
 
     def _give_up(self, decision: GiveUp) -> list[Order]:
-        """Not while one serves, or is still to come: then only the wish for a further one is given up."""
+        """Not while one serves, or is still to come: then only the wish for a further one is given up, and that one is
+        the last."""
         if self.active is not None or self.spawning:
             return []
         self.state = DomainState.GIVEN_UP
@@ -145,7 +149,8 @@ class Driver:
     def _fill(self, delay_s: float, *, gives_way: bool = False) -> list[Order]:
         """Clones still wanted. One at a time, so that a standby never races the active one it stands by for; but where
         none serves, one that gives way is not waited for."""
-        wanted = self.active is None or (self.wants_standby and self.standby is None)
+        standby_wanted = self.wants_standby and self.standby is None and not self._exhausted
+        wanted = self.active is None or standby_wanted
         waited_for = self.spawning and not (self.active is None and self._gave_way and self.spawning == 1)
         if not wanted or waited_for or self.state is DomainState.GIVEN_UP:
             return []

@@ -9,7 +9,7 @@ import pytest
 from kernel.abi.guest_config import DiskConfig, DomainState, GuestConfig
 from kernel.abi.status import Status
 from tests.promises.events import EventLog, wait_until
-from tests.promises.lab import DRIVER, start_lab
+from tests.promises.lab import DRIVER, start_lab, tree_with
 from tests.promises.load import verified_load
 from triovisor.client import TvError
 
@@ -138,3 +138,22 @@ def test_a_guest_that_crashes_under_a_given_up_driver_stands_still_again(lab, im
     lab.client.restart_driver(DRIVER)
     wait_until(lambda: state(lab, "g") is DomainState.RUNNING, "it goes on")
     assert lab.run_in("g", "dd", "if=/dev/vda", "bs=4k", "count=1", "iflag=direct") == bytes(4096)
+
+
+def test_a_driver_that_is_given_up_as_the_hypervisor_boots_holds_nobody_up_and_can_be_brought_back(tmp_path, images):
+    """Its first restart is in vain too."""
+    tree = tree_with(tmp_path / "tree", "blkback", "stillborn")
+    options = {"role": "drivers.blkback.stillborn", "options": f"{{ generations = {2 * DEATHS} }}"}
+    with start_lab(tmp_path / "run", tree=tree, restart=POLICY, **options) as lab:
+        assert lab.driver().state is DomainState.GIVEN_UP
+        lab.create("diskless")
+        assert lab.run_in("diskless", "echo", "alive") == b"alive\n"
+        disk = DiskConfig(target=str(images("late", 8)), vdev="vda", backend=DRIVER)
+        assert refused(lab.client.create, GuestConfig(name="late", disk=[disk])).status is Status.EHOSTDOWN
+        error = refused(lab.client.restart_driver, DRIVER)
+        again = f"driver {DRIVER} is given up again (exit status 3): see its log"
+        assert (error.status, error.why) == (Status.EIO, again)
+        lab.client.restart_driver(DRIVER)
+        lab.create("late", images("late", 8))
+        assert lab.run_in("late", "echo", "on") == b"on\n"
+        lab.destroy_all()

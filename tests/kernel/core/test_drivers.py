@@ -173,3 +173,16 @@ def test_a_restart_before_anybody_serves_orders_nothing_twice():
     driver = Driver(POLICY, wants_standby=True)
     assert driver.boot() == [Spawn(0.0)]
     assert driver.restart() == []
+
+
+def test_a_driver_that_dies_before_its_standby_is_there_is_given_up_all_the_same():
+    driver = Driver(RestartPolicy(free_deaths=9, max_deaths=3, window_s=10.0), wants_standby=True)
+    driver.boot()
+    number = 0
+    for _ in range(6):
+        if driver.state is DomainState.GIVEN_UP:
+            break
+        number += 1
+        driver.cloned(peer(number))
+        driver.died(peer(number), 1.0)
+    assert (driver.state, number) == (DomainState.GIVEN_UP, 4)
