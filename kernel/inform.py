@@ -38,7 +38,7 @@ def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
         jail=child.jail if child else "",
         restarts=guest.restarts if guest else driver.driver.restarts if driver else 0,
         vbds=[_vbd_info(machine, vbd) for vbd in machine.vbds.of_guest(record.domid)],
-        paused_for=paused_for(machine, guest) if guest else [],
+        paused_for=paused_for(machine, guest) if guest and incarnation else [],
     )
 
 
@@ -91,7 +91,7 @@ def host_info(machine: Machine) -> dict[str, Any]:
 
 
 def _state(record: DomainRecord, incarnation: Incarnation | None, guest: Guest | None) -> DomainState:
-    """As it is told: a domain that sleeps uninterruptibly, or stands still, is still running for us."""
+    """As it is told: in our tables a domain runs that sleeps uninterruptibly, or stands still."""
     if incarnation is not None and incarnation.held:
         return DomainState.HELD
     return DomainState.PAUSED if guest and incarnation and stands(guest) else record.state

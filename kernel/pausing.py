@@ -11,18 +11,7 @@ from kernel.core.pausing import Ask, Pausing, Stand
 from kernel.incarnation import post
 from kernel.machine import Guest, Incarnation, Machine
 
-__all__ = [
-    "answered",
-    "given_up_drivers",
-    "hold_all",
-    "hold_anew",
-    "let_go",
-    "pause",
-    "paused_for",
-    "release_all",
-    "stands",
-    "unpause",
-]
+__all__ = ["answered", "hold_all", "hold_anew", "let_go", "pause", "paused_for", "release_all", "stands", "unpause"]
 
 ANSWER_S = 10.0
 """For a guest's actor to say how it went. It gives its kernel half of that."""
@@ -64,7 +53,7 @@ def answered(machine: Machine, caller: Incarnation, call: PauseDone) -> None:
     name = guest.config.name
     if call.why:
         machine.log.error("guest.pause_failed", name=name, order=before.value, why=call.why)
-    elif pausing.stand is Stand.RUNNING:
+    elif before is Stand.UNPAUSING:
         machine.log.info("guest.unpaused", name=name)
     else:
         machine.log.info("guest.paused", name=name, paused_for=paused_for(machine, guest))
@@ -93,20 +82,15 @@ def hold_anew(machine: Machine, guest: Guest) -> None:
     """A new incarnation of a guest: it has to stand still for every driver of it that is given up, and for nobody
     else."""
     guest.pausing = Pausing()
-    for driver in given_up_drivers(machine, guest):
-        _obey(machine, guest, guest.pausing.hold(driver))
+    for driver in dict.fromkeys(vbd.driver for vbd in machine.vbds.of_guest(guest.record.domid)):
+        if machine.drivers[driver].driver.state is DomainState.GIVEN_UP:
+            _obey(machine, guest, guest.pausing.hold(driver))
 
 
 def let_go(machine: Machine, guest: Guest) -> bool:
     """The guest is to power off, so it must not stand still for the administrator. False where a driver holds it."""
     _obey(machine, guest, guest.pausing.release(DOM0))
     return not guest.pausing.holders
-
-
-def given_up_drivers(machine: Machine, guest: Guest) -> list[DomId]:
-    """The drivers of a guest that are given up."""
-    drivers = {vbd.driver for vbd in machine.vbds.of_guest(guest.record.domid)}
-    return [domid for domid in sorted(drivers) if machine.drivers[domid].driver.state is DomainState.GIVEN_UP]
 
 
 def stands(guest: Guest) -> bool:

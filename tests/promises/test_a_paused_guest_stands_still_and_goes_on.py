@@ -1,5 +1,7 @@
 """`tv pause`: the guest's operating system stands still and goes on later, under load, and whatever dies meanwhile."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -153,3 +155,22 @@ def test_the_guests_clocks_have_gone_on_while_it_stood_still(lab):
     took = time.monotonic() - asked
     assert 2 <= after[0] - before[0] <= took + 1
     assert abs(after[1] - time.time()) < 2
+
+
+def test_dom0_may_die_while_a_guest_is_paused(lab, images):
+    lab.create("g", images("dom0", 8))
+    lab.client.pause("g")
+    mark = lab.log.mark()
+    os.kill(lab.client.info("dom0").pid, signal.SIGKILL)
+    lab.log.wait("domain.started", mark, name="dom0")
+    assert_stands_still(lab, "g")
+    lab.client.unpause("g")
+    assert lab.run_in("g", "echo", "on") == b"on\n"
+
+
+def test_a_hypervisor_that_is_stopped_lets_paused_guests_go_on_to_power_off_in_order(tmp_path):
+    with start_lab(tmp_path, shutdown_grace_s=30.0) as lab:
+        lab.create("g")
+        lab.run_in("g", "true")
+        lab.client.pause("g")
+    assert [event["reason"] for event in lab.log.all("guest.ended", name="g")] == ["poweroff"]

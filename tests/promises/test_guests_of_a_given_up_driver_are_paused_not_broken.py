@@ -157,3 +157,11 @@ def test_a_driver_that_is_given_up_as_the_hypervisor_boots_holds_nobody_up_and_c
         lab.create("late", images("late", 8))
         assert lab.run_in("late", "echo", "on") == b"on\n"
         lab.destroy_all()
+
+
+def test_a_hypervisor_that_is_stopped_does_not_wait_for_guests_that_stand_still_for_a_driver(tmp_path, images):
+    with start_lab(tmp_path, restart=POLICY, shutdown_grace_s=600.0) as lab:
+        lab.create("g", images("g", 8))
+        lab.run_in("g", "true")
+        give_up(lab)
+    assert [event["how"] for event in lab.log.all("guest.ended", name="g")] == ["destroyed"]
