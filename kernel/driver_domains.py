@@ -11,7 +11,7 @@ from kernel.abi.ids import DOM0
 from kernel.abi.roles import Dom0Start, DriverStart
 from kernel.abi.spawn import Jail
 from kernel.abi.status import Refused, Status
-from kernel.abi.upcalls import DriverGivenUp
+from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
 from kernel.core.domains import Kind
 from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
 from kernel.incarnation import end, post
@@ -133,7 +133,7 @@ class _Care:
     def _give_up(self, order: Abandon) -> None:
         """Guests that have a disk of it are paused, not broken; Dom0 is told, and the log."""
         machine, name = self.machine, self.domain.record.name
-        guests = hold_all(machine, self.domain.record.domid)
+        guests = hold_all(machine, self.domain.record.domid)[:NAMED_GUESTS]
         machine.log.critical(
             "driver.given_up", **self._name(), deaths=order.deaths, window_s=order.window_s, guests=guests
         )

@@ -39,7 +39,7 @@ LOG_EVENTS = {
     "driver.activated": LogEvent("an incarnation was handed the images and serves", "name peer take_published"),
     "driver.backing_off": LogEvent("the next incarnation is cloned only after a while", "name delay_s"),
     "driver.given_up": LogEvent(
-        "a driver died too often and is left dead; `guests` have a disk of it and are being paused",
+        "a driver died too often and is left dead; `guests`, 32 at most, have a disk of it and are being paused",
         "name deaths window_s guests",
     ),
     "driver.restarted": LogEvent("an administrator wants another incarnation of a driver", "name peer state"),

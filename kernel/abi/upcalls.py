@@ -10,6 +10,7 @@ from kernel.abi.ids import U32, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 
 __all__ = [
+    "NAMED_GUESTS",
     "AdminConnection",
     "BackendActive",
     "BackendOffered",
@@ -30,6 +31,10 @@ __all__ = [
     "VbdImage",
     "VbdRing",
 ]
+
+
+NAMED_GUESTS = 32
+"""A list of names that fits a packet and a line of the log."""
 
 
 class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -160,11 +165,12 @@ class AdminConnection(Struct, tag=0xA0, array_like=True, frozen=True, forbid_unk
 
 
 class DriverGivenUp(Struct, tag=0xA1, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """To Dom0: this driver died too often and is left dead. `guests` have a disk of it, and are being paused."""
+    """To Dom0: this driver died too often and is left dead. `guests`, of whom 32 are named at most, have a disk of it
+    and are being paused."""
 
     driver: Name
     deaths: int
-    guests: tuple[Name, ...]
+    guests: Annotated[tuple[Name, ...], Meta(max_length=NAMED_GUESTS)]
 
 
 class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_fields=True):
