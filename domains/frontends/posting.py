@@ -186,9 +186,9 @@ class Poster:
         match kind:
             case Type.FLUSH:
                 op = Op.FLUSH
-            case Type.DISCARD:
-                op = Op.DISCARD
-                sector, size, status = blk.discarded(self._guest.view, segments, length)
+            case Type.DISCARD | Type.WRITE_ZEROES:
+                sector, size, unmap, status = blk.parse_range(self._guest.view, kind, segments, length)
+                op = Op.DISCARD if kind == Type.DISCARD else Op.ZERO_UNMAP if unmap else Op.WRITE_ZEROES
                 if status == S_OK and (self._disk.read_only or sector + (size >> 9) > self._disk.sectors):
                     status = S_IOERR
                 if status != S_OK:

@@ -12,8 +12,9 @@ __all__ = ["Disk", "Fields", "FrontendBroken", "decide"]
 Fields = tuple[int, int, int, int, int, int]
 """`id, op, flags, length, sector, place`, as in `kernel.abi.io.blkif.REQUEST`."""
 
-_READ, _WRITE, _FLUSH, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.DISCARD)
+_READ, _WRITE, _FLUSH = int(Op.READ), int(Op.WRITE), int(Op.FLUSH)
 _TRANSFERS = frozenset({_READ, _WRITE})
+_RANGES = frozenset({int(Op.DISCARD), int(Op.WRITE_ZEROES), int(Op.ZERO_UNMAP)})
 _OK, _RANGE = int(RspStatus.OK), int(RspStatus.RANGE)
 _READ_ONLY, _UNSUPPORTED = int(RspStatus.READ_ONLY), int(RspStatus.UNSUPPORTED)
 
@@ -49,7 +50,7 @@ def decide(request: Fields, disk: Disk) -> int:
         if length or place:
             raise FrontendBroken("flush with data", f"length {length}, place {place}")
         return _OK
-    elif op != _DISCARD:
+    elif op not in _RANGES:
         return _UNSUPPORTED
     if sector + (length >> 9) > disk.sectors:
         return _RANGE

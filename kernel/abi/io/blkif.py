@@ -14,6 +14,9 @@ Who is to blame: the frontend for a wrong request (`decide` in `drivers/blkback/
 for a response to a request that it does not hold, an unknown status, or an index that runs ahead. Either says so
 by `XenbusFault` and takes nothing more from the other. Each reads what the other wrote once, into locals, and decides
 on the copy.
+
+An operation is added under a new number, and no number changes its meaning, so the ABI's version stays: a backend that
+does not know it answers `UNSUPPORTED`, which a guest's kernel is told of, and does without (it writes zeros itself).
 """
 
 import enum
@@ -47,7 +50,7 @@ REQUEST = struct.Struct("<HBBIQI12x")
 `id`      the frontend's own, unique among those in flight; the response carries it back.
 `op`      an `Op`; one that the backend does not know is answered `UNSUPPORTED`.
 `flags`   0; anything else is the frontend's fault.
-`length`  bytes, whole sectors. READ and WRITE: 512 … `MAX_BYTES`. FLUSH: 0. DISCARD: any. Else the frontend's fault.
+`length`  bytes, whole sectors. READ and WRITE: 512 … `MAX_BYTES`. FLUSH: 0. Others: any. Else the frontend's fault.
 `sector`  where in the vbd, in sectors. Beyond its end: answered `RANGE`.
 `place`   READ: where in `in` the data shall be put; WRITE: where in `out` it lies; in bytes from the grant's start,
           within the pool, else the frontend's fault. Others: 0.
@@ -79,6 +82,12 @@ class Op(enum.IntEnum):
     """Everything answered OK before this request was published is on stable storage when it is answered OK."""
     DISCARD = 5
     """The sectors' contents are no longer wanted. A hint: OK does not promise that they read as zeros."""
+    WRITE_ZEROES = 7
+    """The sectors read as zeros once this is answered OK, as if zeros had been written; their space stays allocated.
+    Xen has no such operation; its next free number."""
+    ZERO_UNMAP = 8
+    """As WRITE_ZEROES, but their space may be given back. An operation of its own and no flag, so that what a frontend
+    posts again to a successor is all in the fields that every request has."""
 
 
 class RspStatus(enum.IntEnum):

@@ -72,6 +72,17 @@ def test_flush_and_discard_are_answered(front, image):
     assert image.stat().st_size == 512 * SECTORS
 
 
+@pytest.mark.parametrize("op", [Op.WRITE_ZEROES, Op.ZERO_UNMAP])
+def test_zeros_are_in_the_image_and_nothing_beside_them(front, image, op):
+    image.write_bytes(b"x" * 512 * SECTORS)
+    front.post(1, op, 512 * 16, 8)
+    front.post(2, op, 512, 127)
+    front.post(3, op)
+    front.post(4, op, 1024, 127)
+    assert sorted(front.answers(4)) == [(1, OK), (2, OK), (3, OK), (4, RspStatus.RANGE)]
+    assert image.read_bytes() == b"x" * 4096 + bytes(8192) + b"x" * 512 * 103 + bytes(512)
+
+
 def test_a_ring_full_of_requests_is_answered_many_times_over(front):
     for lap in range(5):
         for ident in range(SLOTS):
