@@ -5,7 +5,7 @@ No files and no clock here: a request is what `REQUEST` unpacked, read once from
 
 from dataclasses import dataclass
 
-from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, Op, RspStatus
 
 __all__ = ["Disk", "Fields", "FrontendBroken", "decide"]
 
@@ -30,10 +30,11 @@ class FrontendBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A vbd as the hypervisor attached it: sectors of 512 bytes."""
+    """A vbd as the hypervisor attached it, in sectors of 512 bytes, and the size of its frontend's grants."""
 
     sectors: int
     read_only: bool
+    ring_bytes: int
 
 
 def decide(request: Fields, disk: Disk) -> int:
@@ -44,7 +45,7 @@ def decide(request: Fields, disk: Disk) -> int:
     if op in _TRANSFERS:
         if not 0 < length <= MAX_BYTES:
             raise FrontendBroken("wrong length", f"op {op}, length {length}")
-        if place < POOL_AT or place + length > RING_BYTES:
+        if place < POOL_AT or place + length > disk.ring_bytes:
             raise FrontendBroken("place outside the pool", f"op {op}, place {place}, length {length}")
     elif op == _FLUSH:
         if length or place:

@@ -1,6 +1,6 @@
 """The block ring: how a frontend (a guest's actor) asks a backend (blkback) to read and write its vbd.
 
-Two grants for each backend incarnation, both owned by the frontend and made anew for every successor:
+Two grants for each backend incarnation, both owned by the frontend and made anew for every successor, of one size:
 
     `out`  frontend writes, backend may only read        `in`  backend writes, frontend reads
        0   header: req_prod, rsp_event                     0   header: rsp_prod, req_event
@@ -25,6 +25,7 @@ import struct
 __all__ = [
     "EVENT", "IN_FLIGHT", "MAX_BYTES", "POOL_AT", "PROD", "Op", "REQUEST", "REQUESTS_AT", "REQUEST_BYTES",
     "RESPONSES_AT", "RESPONSE_BYTES", "RING_BYTES", "RspStatus", "SECTOR_BYTES", "SLOTS", "SLOT_MASK",
+    "SMALL_RING_BYTES",
 ]  # fmt: skip
 
 SECTOR_BYTES = 512
@@ -66,11 +67,15 @@ POOL_BYTES = 6 << 20
 """6 MiB each way: 256 requests of a page, and four of 1.25 MiB (what Linux makes of sequential I/O) at once. Twice as
 much was measured to be no faster, as it no longer stays in the cache."""
 
-RING_BYTES = POOL_AT + POOL_BYTES
-"""Size of either grant, exactly."""
+SMALL_POOL_BYTES = 5 << 19
+"""2.5 MiB each way, where memory is dearer than speed: 256 requests of a page, and one of 1.25 MiB."""
+
+RING_BYTES, SMALL_RING_BYTES = POOL_AT + POOL_BYTES, POOL_AT + SMALL_POOL_BYTES
+"""Size of either grant: one of these, the frontend's choice. Any other is its fault."""
 
 MAX_BYTES = 4 << 20
-"""Data of one request at most. It fits the larger part of an empty pool, so that no request waits for ever."""
+"""Data of one request at most. It fits the larger part of an empty pool, so that no request waits for ever. In a small
+pool there is never room for more than 1.5 MiB at once, if its frontend divides it as ours does."""
 
 
 class Op(enum.IntEnum):

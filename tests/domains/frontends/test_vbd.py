@@ -11,7 +11,7 @@ from domains.frontends.backing import RingBroken
 from domains.frontends.vbd import Link, Vbd
 from domains.virtio.blk import Type
 from domains.virtio.queue import QueueFault
-from kernel.abi.io.blkif import MAX_BYTES, PROD, RESPONSES_AT, SLOTS, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, PROD, RESPONSES_AT, SLOTS, SMALL_RING_BYTES, Op, RspStatus
 from tests.domains.frontends.stand import SECTORS, Stand
 from tests.domains.virtio.guest_driver import NEXT, SLOTS_AT, WRITE
 
@@ -154,6 +154,27 @@ def test_a_read_in_parts_survives_the_death_of_its_backend_between_them(stand):
     stand.vbd.serve()
     assert stand.guest.completed() == [(0, WHOLE + 1)]
     assert stand.guest.data(request) == b"a" * MAX_BYTES + b"b" * (WHOLE - MAX_BYTES)
+
+
+def test_in_a_small_ring_a_request_goes_in_smaller_parts_and_to_a_successor():
+    stand = Stand(ring_bytes=SMALL_RING_BYTES)
+    most = 3 << 19
+    stand.activate()
+    data = bytes(range(256)) * (2 * most // 256)
+    request = stand.guest.submit(0, Type.OUT, 8, data, pieces=4)
+    written = b""
+    for _ in range(2):
+        stand.vbd.serve()
+        stand.vbd.withdraw()
+        stand.activate()
+        ((_, _, _, length, _, place),) = waiting = stand.waiting()
+        assert length == most
+        written += stand.ring.out_view[place : place + length]
+        stand.answer(*waiting)
+    stand.vbd.serve()
+    assert written == data
+    assert stand.guest.status(request) == 0
+    stand.close()
 
 
 @pytest.mark.parametrize("good", [0, 1])

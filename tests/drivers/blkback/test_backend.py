@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.blkback.backend import Disk, FrontendBroken, decide
-from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, SMALL_RING_BYTES, Op, RspStatus
 
-DISK = Disk(sectors=1000, read_only=False)
+DISK = Disk(sectors=1000, read_only=False, ring_bytes=RING_BYTES)
 OK, RANGE, READ_ONLY, UNSUPPORTED = RspStatus.OK, RspStatus.RANGE, RspStatus.READ_ONLY, RspStatus.UNSUPPORTED
 
 ANSWERED = {
@@ -59,9 +59,17 @@ def test_a_wrong_request_is_the_frontends_fault(request_):
 
 @pytest.mark.parametrize("op", [Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.ZERO_UNMAP])
 def test_a_read_only_disk_is_only_read(op):
-    disk = Disk(1000, read_only=True)
+    disk = Disk(1000, True, RING_BYTES)
     assert decide((1, Op.READ, 0, 512, 0, POOL_AT), disk) == OK
     assert decide((1, op, 0, 512, 0, POOL_AT), disk) == READ_ONLY
+
+
+def test_a_place_in_a_small_ring_is_within_it():
+    small = Disk(1000, False, SMALL_RING_BYTES)
+    assert decide((1, Op.WRITE, 0, 4096, 0, SMALL_RING_BYTES - 4096), small) == OK
+    for length, place in ((4096, SMALL_RING_BYTES - 3584), (512, SMALL_RING_BYTES), (MAX_BYTES, POOL_AT)):
+        with pytest.raises(FrontendBroken, match="outside"):
+            decide((1, Op.WRITE, 0, length, 0, place), small)
 
 
 @given(
