@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kernel.abi.status import Status
 from tests.promises.lab import start_lab
 from tests.promises.load import verified_load
+from triovisor.client import TvError
 
 LETTERS = "abcdefghijklmnop"
 GUESTS = 50
@@ -68,3 +70,25 @@ def test_fifty_guests_on_one_driver_all_outlive_it(tmp_path, images):
         assert found == {name: marked(name) for name in others}
     for name in others:
         assert disks[name].read_bytes()[3 * BLOCK : 7 * BLOCK] == marked(name)
+
+
+def test_a_driver_that_has_no_room_for_another_disk_says_so_and_what_it_serves_it_serves(tmp_path, images):
+    """400 MiB of address space are room for eleven disks, with the largest rings and all of them flushed at once."""
+    disks = [images(f"room-{letter}", 4) for letter in LETTERS[:12]]
+    with start_lab(tmp_path, standby=True, address_space=400) as lab:
+        lab.create("g", *disks[:11], memory=320)
+        for refused in (disks[11:], disks):
+            with pytest.raises(TvError) as refusal:
+                lab.create("h", *refused)
+            assert refusal.value.status is Status.ENOSPC
+            assert refusal.value.why == (
+                "guest h: blkback serves 11 disks and 11 at most: give it more address_space in the boot manifest"
+            )
+        assert [domain.name for domain in lab.client.list()] == ["dom0", "blkback", "g"]
+        for _ in range(2):
+            in_all(lambda letter: lab.run_in("g", "sh", "-c", MARK, f"vd{letter}", letter), LETTERS[:11])
+            lab.watch.kill()
+        assert [read(lab, "g", f"vd{letter}") for letter in LETTERS[:11]] == [marked(letter) for letter in LETTERS[:11]]
+        assert len(lab.watch.dead()) == 2, "it never died of a lack of room"
+        lab.client.destroy("g")
+        lab.create("h", disks[11])
