@@ -8,7 +8,7 @@ import trio
 
 from domains.guests.commands import Commands
 from domains.guests.console import Console
-from domains.guests.disks import Disks
+from domains.guests.disks import Disks, size_of_rings
 from domains.guests.mconsole import Mconsole
 from domains.guests.reaper import OsStart, decode_ended, encode_start
 from domains.guests.standing import Standing
@@ -66,7 +66,8 @@ class Actor:
         ports = Numbers(first=AGENT_PORT + 1)
         self._commands = Commands(domain, nursery, ours, ports)
         self._standing = Standing(Mconsole(MCONSOLE, f"{UML_DIR}/own."))
-        self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules)
+        ring_bytes = size_of_rings(start.config.memory, len(start.vbds))
+        self._disks = Disks(domain, nursery, start.vbds, ring_bytes, ports, self._broke_the_rules)
 
     async def beat(self) -> None:
         """Return once the block loop has turned."""

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -12,13 +13,15 @@ from domains.frontends.blkfront import BlkfrontLoop, VbdFront
 from domains.runtime.domain import Call, Domain
 from domains.runtime.numbers import Numbers
 from domains.runtime.turn import wait_turn
+from kernel.abi.guest_config import MIB
 from kernel.abi.hypercalls import Access, ChannelKind, EvtchnAllocUnbound, GnttabGrant, XenbusConnect, XenbusFault
 from kernel.abi.ids import GrantRef, Peer, Port, VbdHandle
+from kernel.abi.io.blkif import RING_BYTES, SMALL_RING_BYTES
 from kernel.abi.roles import GuestVbd
 from kernel.abi.status import Refused
 from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn
 
-__all__ = ["Disks", "listen_for_guest"]
+__all__ = ["Disks", "listen_for_guest", "size_of_rings"]
 
 SPARE_AFTER_S = 0.1
 """A spare ring is made only so long after the last one was taken: its milliseconds of CPU would come just when the
@@ -32,6 +35,13 @@ class _Ring:
     out_ref: GrantRef
     in_ref: GrantRef
     port: Port
+
+
+def size_of_rings(memory_mib: int, vbds: int) -> int:
+    """Of either grant of a ring: large, unless a guest's rings would take more than its memory once more. Each vbd has
+    one for the backend that serves and one for its standby, and the guest one to spare."""
+    large = (2 * vbds + 1) * 2 * RING_BYTES
+    return RING_BYTES if large <= memory_mib * MIB else SMALL_RING_BYTES
 
 
 def listen_for_guest(vbd: GuestVbd) -> tuple[str, socket.socket]:
@@ -52,6 +62,7 @@ class Disks:
         domain: Domain,
         nursery: trio.Nursery,
         vbds: list[GuestVbd],
+        ring_bytes: int,
         ports: Numbers,
         on_guest_fault: Callable[[str], None],
     ) -> None:
@@ -60,6 +71,7 @@ class Disks:
         self._ports = ports
         self._on_guest_fault = on_guest_fault
         self._refs = Numbers()
+        self._new_backing = partial(Backing.create, ring_bytes)
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
         self._spare: Backing | None = None
@@ -123,8 +135,8 @@ class Disks:
         return True
 
     def _take_spare(self) -> Backing:
-        """A ring made in advance if there is one: zeroing twelve megabytes would be part of every outage."""
-        backing, self._spare = self._spare or Backing.create(), None
+        """A ring made in advance if there is one: zeroing its megabytes would be part of every outage."""
+        backing, self._spare = self._spare or self._new_backing(), None
         self._nursery.start_soon(self._make_spare)
         return backing
 
@@ -135,7 +147,7 @@ class Disks:
             await trio.sleep(SPARE_AFTER_S)
             if self._spare is not None:
                 return
-            made = await trio.to_thread.run_sync(Backing.create)
+            made = await trio.to_thread.run_sync(self._new_backing)
             if self._spare is None:
                 self._spare = made
             else:

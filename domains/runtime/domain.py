@@ -20,9 +20,9 @@ from kernel.abi.upcalls import Ping, Reply, ReplyPart, Upcall
 
 __all__ = ["Answer", "Call", "Domain", "UpcallWithDescriptors", "open_domain"]
 
-UPCALL_BOUND = 256
-"""Upcalls waiting for the role's code. The hypervisor sends few; a role that takes none is hung, and its pings
-end it."""
+UPCALL_BOUND = 4096
+"""Upcalls waiting for the role's code, as many as the hypervisor keeps packets for a peer: the news of a thousand vbds.
+While there is no room the answers behind are not read either, and a role may be waiting for one of them."""
 
 _codec = Codec(Upcall)
 

@@ -35,7 +35,7 @@ class _Served:
 
     def __init__(self, handle: VbdHandle) -> None:
         self.handle = handle
-        self.disk = Disk(0, True)
+        self.disk = Disk(0, True, 0)
         self.ring: BackRing | None = None
         self.image = -1
         self.flusher: Flusher | None = None
@@ -95,7 +95,7 @@ class ServeLoop:
         finally:
             os.close(out_fd)
             os.close(in_fd)
-        self._loop.submit(partial(self._connect, handle, Disk(sectors, read_only), ring))
+        self._loop.submit(partial(self._connect, handle, Disk(sectors, read_only, ring.size_bytes), ring))
 
     def activate(self, handle: VbdHandle, image_fd: int) -> None:
         """Serve the vbd from this image, whose descriptor is ours from now on (`VbdImage`)."""

@@ -266,7 +266,8 @@ class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknow
     Caller:  Dom0.
     Promise: an OK carries the new domid; anything else has left nothing behind.
     Errors:  EEXIST the name is taken, ENOENT a file or driver is missing, EBUSY another holds an image, EINVAL the
-             configuration cannot be, ENOMEM. The reply's `why` is one line for the administrator.
+             configuration cannot be, ENOSPC a driver serves all the disks that it can, ENOMEM. The reply's `why` is one
+             line for the administrator.
     """
 
     request: Request
