@@ -25,17 +25,27 @@ AGENT_S = 20.0
 BIND_RETRY_S = 0.02
 """Between two looks whether a booting guest has opened its port: a fifth of a boot."""
 
-_NOT_YET = frozenset({Status.ENOENT, Status.EPERM})
-"""The guest has not opened its port yet, or not yet for this incarnation of Dom0."""
+_NOT_YET = frozenset({Status.ENOENT, Status.EPERM, Status.EEXIST})
+"""The guest has not opened its port yet, or not yet for this incarnation of Dom0, or it is still bound to an actor that
+has just died."""
+
+TOLD_S = 1.0
+"""How much later than the end of an agent's channel its cause may be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The channel on which one command runs. `guest_gone` is set once the guest is known to have ended."""
+    """The channel on which one command runs."""
 
     guest: str
     channel: Channel
-    guest_gone: trio.Event
+    agent: "_Agent"
+
+    async def why_ended(self) -> str:
+        """Why a command has no end of its own, in one line for a person."""
+        with trio.move_on_after(TOLD_S):
+            await self.agent.told.wait()
+        return f"guest {self.guest} {self.agent.fate}"
 
 
 @dataclass(slots=True)
@@ -52,6 +62,7 @@ class Agents:
         self._nursery = nursery
         self._ports = Ports(domain)
         self._agents: dict[Peer, _Agent] = {}
+        self._leaving: set[_Agent] = set()
 
     @asynccontextmanager
     async def command(self, guest: DomainInfo) -> AsyncIterator[Command]:
@@ -68,7 +79,7 @@ class Agents:
             if not agent.bound and not agent.wanted:
                 self._agents.pop(peer, None)
         async with agent.command() as channel:
-            yield Command(guest.name, channel, agent.gone)
+            yield Command(guest.name, channel, agent)
 
     def connected(self, guest: Peer, port: Port, descriptor: int) -> None:
         """A guest has bound a port of Dom0's. Takes the descriptor."""
@@ -79,12 +90,26 @@ class Agents:
 
     def peer_died(self, guest: Peer) -> None:
         """That incarnation has ended; commands in it learn it from their own channels too."""
-        if agent := self._agents.get(guest):
-            agent.end()
+        self._tell(guest, "ended while the command ran")
+
+    def peer_reset(self, guest: Peer) -> None:
+        """That incarnation goes on, but what carried its commands is another process now."""
+        self._tell(guest, "let go of the command while it ran: the guest's devices were restarted under it")
+
+    def _tell(self, guest: Peer, fate: str) -> None:
+        for agent in (self._agents.get(guest), *self._leaving):
+            if agent is not None and agent.guest == guest and not agent.told.is_set():
+                agent.fate = fate
+                agent.told.set()
+                agent.end()
 
     async def _keep(self, agent: "_Agent") -> None:
         await agent.watch()
         self._agents.pop(agent.guest, None)
+        self._leaving.add(agent)
+        with trio.move_on_after(TOLD_S):
+            await agent.told.wait()
+        self._leaving.discard(agent)
 
 
 class _Agent:
@@ -93,6 +118,8 @@ class _Agent:
     def __init__(self, domain: Domain, ports: Ports, guest: Peer, name: str) -> None:
         self.guest = guest
         self.gone = trio.Event()
+        self.told = trio.Event()
+        self.fate = "let go of the command while it ran"
         self._domain = domain
         self._ports = ports
         self._name = name

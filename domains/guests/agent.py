@@ -48,6 +48,9 @@ class _GuestFault(Exception):
 
 
 NONCE_BYTES = 8
+LIFE_SHIFT = 32
+"""Above the nonces of one session."""
+
 _WANTED_BYTES: dict[int, int] = {From.READY: NONCE_BYTES, From.GOT: 4}
 """What is looked at while out of step, and how much of its payload."""
 
@@ -79,7 +82,9 @@ class _Command:
 class AgentSession:
     """One guest's agent as the host sees it: which commands run, and how much each may still send."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, life: int = 0, known: bool = False) -> None:
+        """`life`: how many sessions were on this line before. `known`: the agent was ready in one of them, so that this
+        begins with HELLO."""
         self._state = _State.BOOTING
         self._incoming = bytearray()
         self._outgoing: deque[bytes] = deque()
@@ -87,7 +92,9 @@ class AgentSession:
         self._line_room = LINE_WINDOW
         self._commands: dict[CommandId, _Command] = {}
         self._last_id = 0
-        self._nonce = 0
+        self._nonce = life << LIFE_SHIFT
+        if known:
+            self.resync()
 
     @property
     def ready(self) -> bool:
