@@ -6,7 +6,7 @@ import time
 from tests.promises.actors import kill_actor, own_load, wait_actor_serves
 from tests.promises.lab import start_lab
 
-KILLS = 5
+KILLS = 30
 
 
 def test_two_hundred_kills_of_the_actor_under_load_lose_nothing(tmp_path, images):
