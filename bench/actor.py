@@ -1,4 +1,4 @@
-"""Rows of a guest's own recovery: what it sees, under load, of kill -9 of its actor, the process that is its devices."""
+"""Rows of a guest's own recovery: what it sees, under load, of kill -9 of its actor, the process of its devices."""
 
 import os
 import random

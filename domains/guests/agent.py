@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 
 from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
 from domains.guests.agent_frames import (
-    CHUNK_BYTES,
     CREDIT_BYTES,
     HEADER,
+    INPUT_BYTES,
     INPUT_WINDOW,
     LINE_WINDOW,
     MAGIC,
     MAX_COMMANDS,
     OUTPUT_WINDOW,
     VERSION,
+    WHOLE_BYTES,
     CommandId,
     From,
     OutputStream,
@@ -131,8 +132,8 @@ class AgentSession:
     def send_input(self, command: CommandId, data: bytes) -> int:
         """Give a command what fits of `data`. Returns how many bytes that were: the rest waits for `InputTaken`."""
         size = min(len(data), self.input_room(command))
-        for start in range(0, size, CHUNK_BYTES):
-            self._send(To.STDIN, command, data[start : min(start + CHUNK_BYTES, size)])
+        for start in range(0, size, INPUT_BYTES):
+            self._send(To.STDIN, command, data[start : min(start + INPUT_BYTES, size)])
         if size:
             self._commands[command].input_room -= size
         return size
@@ -190,6 +191,8 @@ class AgentSession:
         """The bytes that are to be sent now, all of them: no more than the line takes."""
         taken = bytearray()
         while self._line_room > 0 and (self._cut or self._outgoing):
+            if not self._cut and self._line_room < len(self._outgoing[0]) <= WHOLE_BYTES:
+                break
             frame = self._cut or self._outgoing.popleft()
             taken += frame[: self._line_room]
             self._cut = frame[self._line_room :]
