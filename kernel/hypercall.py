@@ -226,6 +226,7 @@ def _sched_soft_reset(machine: Machine, caller: Incarnation, call: h.SchedSoftRe
     if not caller.started.is_set():
         _started(machine, caller, h.Started(), [])
     xenbus.frontend_reset(machine, caller)
+    pausing.tell_successor(machine, machine.guests[caller.record.domid])
     if caller.asked_to_end is not None:
         post(machine, caller, ShutdownRequested(caller.asked_to_end))
     return Answer()

@@ -112,6 +112,22 @@ def test_the_console_loses_no_line_and_says_none_twice(tmp_path):
         assert said == [f"line {number}." for number in range(lines)]
 
 
+def test_a_guest_stands_still_or_goes_on_as_it_was_told_whatever_its_actor_does(tmp_path, images, chance):
+    with start_lab(tmp_path) as lab:
+        lab.create("g", images("paused", 16))
+        with own_load(lab, "g"):
+            for order, state in [(lab.client.pause, "paused"), (lab.client.unpause, "running")] * 4:
+                ordering = threading.Thread(target=order, args=("g",))
+                ordering.start()
+                time.sleep(chance.choice([0.0, 0.002, 0.01, 0.1]))
+                since = kill_actor(lab, "g")
+                ordering.join(20)
+                assert not ordering.is_alive()
+                assert lab.client.info("g").state == state
+                wait_actor_serves(lab, "g", since)
+                assert lab.client.info("g").state == state
+
+
 @pytest.mark.parametrize(("reboot", "reason"), [(False, "poweroff"), (True, "reboot")])
 def test_a_guest_whose_actor_dies_as_it_goes_down_ends_as_it_was_asked_to(tmp_path, reboot, reason):
     with start_lab(tmp_path) as lab:
