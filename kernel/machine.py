@@ -31,6 +31,10 @@ SOFT_RESETS, SOFT_RESETS_PER_S = 40.0, 10.0
 """Of one incarnation: each makes work for its backends. A reaper forks no more than ten processes in a second."""
 
 
+HANGS, HANGS_PER_S = 3.0, 1 / 60
+"""Of a guest's actors that are replaced: what hangs each of them is the guest's own."""
+
+
 @dataclass(eq=False, slots=True)
 class Incarnation:
     """One living incarnation: its channel at once, its process when the zygote has cloned it. `held`: it is in
@@ -53,6 +57,7 @@ class Incarnation:
     ended_for: str = ""
     held: bool = False
     waiting_calls: int = 0
+    hangs: Allowance = field(default_factory=lambda: Allowance(HANGS, HANGS_PER_S))
     resets: Allowance = field(default_factory=lambda: Allowance(SOFT_RESETS, SOFT_RESETS_PER_S))
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ It keeps what must not end with an actor: both ends of the guest's lines, the co
 The actor speaks to it over a SEQPACKET pair, msgpack both ways. Both are of one trust domain.
 """
 
+import contextlib
 import fcntl
 import os
 import select
@@ -128,7 +129,8 @@ class _Reaper:
         """Returns in each actor."""
         if self._fork_actor(""):
             return 0
-        signal.signal(signal.SIGUSR2, lambda number, _frame: os.kill(self._actor, number))
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: self._signal_actor(signal.SIGKILL))
+        signal.signal(signal.SIGUSR2, lambda number, _frame: self._signal_actor(number))
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(wake_write)
@@ -145,6 +147,11 @@ class _Reaper:
                 signal.set_wakeup_fd(-1)
                 packet.close_all([self._wake_read, wake_write])
                 return self._actors
+
+    def _signal_actor(self, number: int) -> None:
+        """The hypervisor, which cannot see it, wants it ended (SIGUSR1) or heard (SIGUSR2)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._actor, number)
 
     def _wait(self) -> list[int]:
         poll = select.poll()
@@ -217,7 +224,7 @@ class _Reaper:
 
     def _leave(self) -> None:
         """In the child: let go of what the reaper alone has, or its other ends would never see an end."""
-        for handled in (signal.SIGCHLD, signal.SIGUSR2):
+        for handled in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(handled, signal.SIG_DFL)
         if self._link is not None:
             self._link.close()
@@ -281,7 +288,7 @@ def _exec(order: OsStart, kernel: int, keep: dict[int, int]) -> NoReturn:
     """In the forked child: put the descriptors where the command line says, and become the operating system."""
     try:
         signal.set_wakeup_fd(-1)
-        for handled in (signal.SIGCHLD, signal.SIGUSR2):
+        for handled in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(handled, signal.SIG_DFL)
         lowest = max(keep) + 1
         kernel = _above(kernel, lowest)

@@ -30,7 +30,7 @@ LOG_EVENTS = {
     "domain.entered": LogEvent("an incarnation's own first word", "role jail"),
     "domain.failed": LogEvent("an incarnation's code raised what nobody handled", "error traceback"),
     "domain.faulted": LogEvent("an incarnation broke the ABI and is ended", "name peer what evidence"),
-    "domain.hung": LogEvent("an incarnation answered no ping in time and is ended", "name peer silent_s"),
+    "domain.hung": LogEvent("an incarnation gave no pong in time; it, or its actor, is ended", "name peer silent_s"),
     "domain.last_words_unreadable": LogEvent("what a dead incarnation had sent broke the ABI", "peer what"),
     "domain.sampled": LogEvent("where the threads of a hung incarnation were", "name peer threads"),
     "domain.shut_down": LogEvent("an incarnation says that its work has ended", "name peer reason detail"),

@@ -13,6 +13,7 @@ from kernel.abi.guest_config import Action
 from tests.promises.actors import actor_below, actor_of, kill_actor, own_load, wait_actor_below, wait_actor_serves
 from tests.promises.events import wait_until
 from tests.promises.lab import Lab, start_lab
+from tests.promises.processes import links_of
 
 KILLS, BOTH_KILLS, BOOTS = 200, 40, 12
 
@@ -31,8 +32,15 @@ def kill_under_load(lab: Lab, chance: random.Random, kills: int, disks: int = 1)
 def test_two_hundred_kills_of_the_actor_under_load_lose_nothing(tmp_path, images, chance):
     with start_lab(tmp_path) as lab:
         lab.create("g", images("actor", 32), memory=96)
+        lasting = [lab.pid, lab.client.info("g").pid or 0, lab.watch.pid_of(lab.watch.wait_serving())]
         with own_load(lab, "g", depth=32, span="16m"):
-            kill_under_load(lab, chance, KILLS)
+            kill_under_load(lab, chance, 2)
+            before = [len(links_of(pid, "fd")) for pid in lasting]
+            kill_under_load(lab, chance, KILLS - 2)
+            wait_until(
+                lambda: all(len(links_of(pid, "fd")) <= count for pid, count in zip(lasting, before, strict=True)),
+                f"hypervisor, reaper and driver have no more descriptors than {before}",
+            )
         assert lab.client.info("g").generation == 1
         assert len(lab.log.all("domain.soft_reset", name="g")) == KILLS
         assert lab.driver().restarts == 0
@@ -126,6 +134,19 @@ def test_a_guest_stands_still_or_goes_on_as_it_was_told_whatever_its_actor_does(
                 assert lab.client.info("g").state == state
                 wait_actor_serves(lab, "g", since)
                 assert lab.client.info("g").state == state
+
+
+def test_an_actor_that_hangs_is_replaced_but_not_for_ever(tmp_path, images):
+    with start_lab(tmp_path, guests="heartbeat = { interval_s = 0.1, deadline_s = 0.5 }") as lab:
+        lab.create("g", images("hung", 16))
+        with own_load(lab, "g"):
+            for _ in range(3):
+                since = lab.log.mark()
+                os.kill(actor_of(lab, "g"), signal.SIGSTOP)
+                wait_actor_serves(lab, "g", since)
+        assert len(lab.log.all("domain.hung", name="g")) == 3
+        os.kill(actor_of(lab, "g"), signal.SIGSTOP)
+        assert lab.log.wait("guest.ended", name="g")["how"] == "hung: silent for 0.5 s"
 
 
 @pytest.mark.parametrize(("reboot", "reason"), [(False, "poweroff"), (True, "reboot")])

@@ -199,6 +199,7 @@ def test_a_successor_goes_on_exactly_where_a_session_was(before, after):
         for event in events:
             if isinstance(event, QueueStarted | QueueStopped):
                 served = event if isinstance(event, QueueStarted) else None
+                ours.stopped_at += 1
         if each.code in WITH_DESCRIPTORS:
             held.pop(each.code, None)
             held.update((each.code, each.descriptors[0]) for _ in each.descriptors)
