@@ -116,6 +116,7 @@ def request_shutdown(machine: Machine, guest: Guest, reason: ShutdownReason) -> 
             f"guest {guest.config.name} is {guest.record.state}: tv destroy {guest.config.name} removes it",
         )
     guest.record.state = DomainState.STOPPING if reason is ShutdownReason.POWEROFF else guest.record.state
+    guest.incarnation.asked_to_end = reason
     post(machine, guest.incarnation, ShutdownRequested(reason))
 
 

@@ -76,6 +76,8 @@ class Poster:
         view = self._guest.view
         left = TURN_REQUESTS
         try:
+            if queue.again and not self._post_again(queue, backing):
+                return
             while left > 0:
                 left -= self._post_plain(queue, backing, left)
                 chain = queue.take()
@@ -83,8 +85,10 @@ class Poster:
                     return
                 head, readable, writable = chain
                 self._ledger.check_free(head)
+                queue.in_flight.mark(head)
                 length = self._post(queue, backing, head, blk.parse(view, readable, writable))
                 if length < 0:
+                    queue.in_flight.marks[head] = 0
                     queue.untake()
                     self.blocked = True
                     return
@@ -95,6 +99,17 @@ class Poster:
             backing.publish()
             self._guest.signal_if_wanted()
 
+    def _post_again(self, queue: SplitQueue, backing: Backing) -> bool:
+        """Post what a predecessor of this process had taken, before anything newer. False when there is no room for all
+        of it yet."""
+        while queue.again:
+            head, readable, writable = queue.chain(queue.again[0])
+            if self._post(queue, backing, head, blk.parse(self._guest.view, readable, writable)) < 0:
+                self.blocked = True
+                return False
+            queue.again.popleft()
+        return True
+
     def _post_plain(self, queue: SplitQueue, backing: Backing, most: int) -> int:
         """The fast way: reads and writes of at most a page, one after the other. Stops before whatever else it meets.
 
@@ -103,6 +118,7 @@ class Poster:
         take, post, view, target = queue.take_plain, backing.post, self._guest.view, backing.out_view
         entries, sectors, read_only = self._ledger.entries, self._disk.sectors, self._disk.read_only
         incoming, outgoing = backing.in_pool.pages, backing.out_pool.pages
+        mark = queue.in_flight.mark
         count = 0
         while count < most:
             plain = take()
@@ -124,6 +140,7 @@ class Poster:
             else:
                 queue.untake()
                 break
+            mark(head)
             ident = post(head, kind, length, sector, place)
             entries[head] = (ident, kind, sector, length, ((data_at, length),), status_at, place)
             count += 1

@@ -10,6 +10,7 @@ import trio
 
 from domains.frontends.backing import Backing
 from domains.frontends.blkfront import BlkfrontLoop, VbdFront
+from domains.guests.reaper import socket_path
 from domains.runtime.domain import Call, Domain
 from domains.runtime.numbers import Numbers
 from domains.runtime.turn import wait_turn
@@ -21,7 +22,7 @@ from kernel.abi.roles import GuestVbd
 from kernel.abi.status import Refused
 from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn
 
-__all__ = ["Disks", "listen_for_guest", "size_of_rings"]
+__all__ = ["Disks", "size_of_rings"]
 
 SPARE_AFTER_S = 0.1
 """A spare ring is made only so long after the last one was taken: its milliseconds of CPU would come just when the
@@ -44,16 +45,6 @@ def size_of_rings(memory_mib: int, vbds: int) -> int:
     return RING_BYTES if large <= memory_mib * MIB else SMALL_RING_BYTES
 
 
-def listen_for_guest(vbd: GuestVbd) -> tuple[str, socket.socket]:
-    """The vhost-user socket to which the guest's kernel connects for a disk: its path in the jail, and its
-    listening end."""
-    path = f"/run/{vbd.vdev}.sock"
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(path)
-    listening.listen(1)
-    return path, listening
-
-
 class Disks:
     """What the hypervisor says of backends, handed to the block loop; what the loop finds, told to the hypervisor."""
 
@@ -64,13 +55,14 @@ class Disks:
         vbds: list[GuestVbd],
         ring_bytes: int,
         ports: Numbers,
+        refs: Numbers,
         on_guest_fault: Callable[[str], None],
     ) -> None:
         self._domain = domain
         self._nursery = nursery
         self._ports = ports
         self._on_guest_fault = on_guest_fault
-        self._refs = Numbers()
+        self._refs = refs
         self._new_backing = partial(Backing.create, ring_bytes)
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
@@ -80,9 +72,10 @@ class Disks:
         self.paths: list[str] = []
         fronts = []
         for vbd in vbds:
-            path, listening = listen_for_guest(vbd)
-            self.paths.append(path)
-            fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, listening))
+            self.paths.append(socket_path(vbd))
+            line = socket.socket(fileno=domain.descriptors[f"vhost.{vbd.vdev}"])
+            in_flight = domain.descriptors[f"in-flight.{vbd.vdev}"]
+            fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, line, in_flight))
         self.loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)
 
     def start(self) -> None:

@@ -105,11 +105,13 @@ class Blkback:
                 self._misbehave(what, count)
 
     async def _connect(self, ring: VbdRing) -> None:
-        """Map a frontend's ring, bind its doorbell, and say so."""
+        """Map a frontend's ring, bind its doorbell, and say so. One that had a ring is another process now: the
+        hypervisor has freed the port of the earlier ring."""
         vbd = self._attached.get(ring.handle)
         if vbd is None:
             return
         self._points.hit("connect")
+        self._numbers.give_back(self._ports.pop(ring.handle, 0))
         port = self._numbers.take()
         calls = [
             Call(GnttabMap, {"owner": ring.frontend, "ref": ring.out_ref, "access": Access.READ}),

@@ -175,6 +175,45 @@ def test_an_image_that_cannot_be_flushed_is_an_error_to_the_guest_alone(loop):
     os.close(writing)
 
 
+def test_a_failed_flush_is_told_once_on_each_ring_of_a_vbd(loop, tmp_path):
+    """The kernel tells it once, and a frontend's process may have died with the answer in its hands."""
+    front = FrontRing(loop)
+    reading, writing = os.pipe()
+    loop.activate(front.handle, os.dup(writing))
+    front.post(1, Op.FLUSH)
+    assert front.answers(1) == [(1, RspStatus.IO_ERROR)]
+    wait_turn(loop)
+    os.dup2(os.open(tmp_path / "flushes", os.O_RDWR | os.O_CREAT), loop._vbds[front.handle].image)
+    front.post(2, Op.FLUSH)
+    assert front.answers(1) == [(2, RspStatus.OK)]
+    successor = FrontRing(loop)
+    for head, op in enumerate((Op.DISCARD, Op.FLUSH, Op.FLUSH)):
+        successor.post(head, op)
+        assert successor.answers(1) == [(head, RspStatus.IO_ERROR if head == 1 else RspStatus.OK)]
+    for each in (front, successor):
+        each.close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_jobs_of_an_earlier_ring_are_done_before_those_of_the_next(loop, image):
+    """So that no late discard of a process that has died undoes what was written after its successor's was answered."""
+    front = FrontRing(loop)
+    activate(loop, front, image)
+    for head in range(100):
+        front.post(head, Op.DISCARD, 512 * SECTORS)
+    successor = FrontRing(loop)
+    successor.backing.out_view[POOL_AT : POOL_AT + 512] = b"n" * 512
+    successor.post(1, Op.DISCARD, 512 * SECTORS)
+    assert successor.answers(1) == [(1, RspStatus.OK)]
+    successor.post(2, Op.WRITE, 512, 0, POOL_AT)
+    successor.post(3, Op.FLUSH)
+    assert successor.answers(2) == [(2, RspStatus.OK), (3, RspStatus.OK)]
+    assert image.read_bytes()[:512] == b"n" * 512
+    for each in (front, successor):
+        each.close()
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [
