@@ -73,15 +73,20 @@ class Link:
 
     async def flushed(self) -> None:
         """Wait until the peer has taken all but what its socket holds. `flush_forever` runs meanwhile."""
-        await self._flushed.wait()
+        if not self._flushed.is_set():
+            await self._flushed.wait()
 
     async def receive(self) -> Packet:
-        """Take one packet; empty when the peer has closed. Raises DomainFault for one that was cut short."""
+        """Take one packet; empty when the peer has closed. Raises DomainFault for one that was cut short.
+
+        Others have their turn first, however many packets there are.
+        """
         while True:
+            await trio.lowlevel.wait_readable(self._socket)
             try:
                 return packet.receive(self._socket)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
+                continue
             except ConnectionError:
                 return Packet(b"", [])
 

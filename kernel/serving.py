@@ -45,7 +45,8 @@ async def serve(machine: Machine, incarnation: Incarnation) -> None:
             _take(machine, incarnation, packet)
             cost_s = RECEIVING_S + time.thread_time() - began_s
             debt_s = incarnation.record.time.spend(cost_s, trio.current_time())
-            await trio.sleep(max(debt_s, REST_S) if debt_s else 0)
+            if debt_s:
+                await trio.sleep(max(debt_s, REST_S))
     except DomainFault as fault:
         end_for_fault(machine, incarnation, fault)
 

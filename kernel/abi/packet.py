@@ -19,7 +19,9 @@ MAX_DESCRIPTORS = 64
 
 _INT_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_BYTES)
-_RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 
 class Packet(NamedTuple):
@@ -40,7 +42,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def send(sock: socket.socket, data: bytes, descriptors: Sequence[int] = ()) -> None:
     """Send one packet whole. Raises BlockingIOError when the peer's queue is full, OSError when it is gone."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    sock.sendmsg([data], ancillary, _SEND_FLAGS)
 
 
 def receive(sock: socket.socket) -> Packet:
@@ -55,7 +57,7 @@ def receive(sock: socket.socket) -> Packet:
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload[: len(payload) - len(payload) % _INT_BYTES])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & _CUT_SHORT:
         close_all(descriptors)
         raise DomainFault(None, "packet cut short", bytes=len(data), descriptors=len(descriptors))
     return Packet(data, list(descriptors))
