@@ -50,6 +50,7 @@ class Terminator:
         self._connection: Connection | None = None
         self._memory: GuestMemory | None = None
         self._kick = self._call = -1
+        self._queue: SplitQueue | None = None
         self._next_available = 0
         listener.setblocking(False)
         loop.watch(listener.fileno(), self._accept)
@@ -116,6 +117,7 @@ class Terminator:
         queue = SplitQueue(
             self._memory, started.layout, event_index=started.event_index, next_available=started.next_available
         )
+        self._queue = queue
         self._loop.watch(self._kick, _kicked, edge=True)
         self._vbd.guest.start(queue, self._memory.view)
 
@@ -124,7 +126,7 @@ class Terminator:
             self._loop.unwatch(self._kick)
             os.close(self._kick)
             self._kick = -1
-        queue = self._vbd.guest.queue
+        queue, self._queue = self._queue, None
         if queue is not None:
             self._next_available = queue.next_available
             self._vbd.stop_queue()

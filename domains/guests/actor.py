@@ -146,15 +146,15 @@ class Actor:
     async def _take(self, message: object, descriptors: list[int]) -> None:
         match message:
             case BackendOffered():
-                await self._disks.offered(message)
+                await self._disks.xenbus.offered(message)
             case BackendActive():
-                self._disks.active(message)
+                self._disks.xenbus.active(message)
             case BackendWithdrawn():
-                self._disks.withdrawn(message)
+                self._disks.xenbus.withdrawn(message)
             case EvtchnConnected(port=port, peer=peer) if port == AGENT_PORT:
                 self._commands.take_orders_from(descriptors.pop(0), peer)
             case EvtchnConnected(port=port):
-                if self._disks.connected(port, descriptors[0]):
+                if self._disks.xenbus.connected(port, descriptors[0]):
                     descriptors.pop(0)
             case PeerDied(peer=peer) if peer.domid == DOM0:
                 await self._open_agent_port()
