@@ -225,6 +225,10 @@ def _evtchn_close(machine: Machine, caller: Incarnation, call: h.EvtchnClose, _r
     return Answer()
 
 
+def _evtchn_resolve(machine: Machine, caller: Incarnation, call: h.EvtchnResolve, _riding: list[int]) -> Answer:
+    return Answer(guests.resolve_peer(machine, caller, call.name))
+
+
 def _gnttab_grant(machine: Machine, caller: Incarnation, call: h.GnttabGrant, riding: list[int]) -> Answer:
     machine.domains.check_alive(call.to)
     _check_sealed(riding[0])
@@ -322,6 +326,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.EvtchnAllocUnbound: _evtchn_alloc_unbound,
     h.EvtchnBindInterdomain: _evtchn_bind,
     h.EvtchnClose: _evtchn_close,
+    h.EvtchnResolve: _evtchn_resolve,
     h.GnttabGrant: _gnttab_grant,
     h.GnttabMap: _gnttab_map,
     h.GnttabEnd: _gnttab_end,

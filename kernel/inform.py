@@ -20,6 +20,7 @@ def note_running(machine: Machine, incarnation: Incarnation) -> None:
     """An incarnation's own code runs: a guest counts as running from here on, a driver as serving if it is active."""
     if incarnation.record.kind is Kind.GUEST:
         incarnation.record.state = DomainState.RUNNING
+        machine.guests[incarnation.record.domid].lasting = True
     elif machine.active(incarnation.record.domid) == incarnation.peer:
         machine.drivers[incarnation.record.domid].serves.set()
 
@@ -33,13 +34,13 @@ def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
     return DomainInfo(
         domid=record.domid,
         name=record.name,
-        kind="pv" if guest else record.kind.value,
+        kind=guest.config.type if guest else record.kind.value,
         state=record.state,
         generation=incarnation.peer.generation if incarnation else record.generation,
         pid=child.pid if child else None,
         memory=guest.config.memory if guest else 0,
         vcpus=guest.config.vcpus if guest else 1,
-        cpus=[guest.cpu] if guest else sorted(os.sched_getaffinity(child.pid)) if child else [],
+        cpus=list(guest.cpus) if guest else sorted(os.sched_getaffinity(child.pid)) if child else [],
         cpu_time_s=_cpu_time_s(child.pid) if child else 0.0,
         uptime_s=round(trio.current_time() - incarnation.born_s, 3) if incarnation else 0.0,
         jail=child.jail if child else "",

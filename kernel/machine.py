@@ -66,12 +66,14 @@ class Guest:
 
     record: DomainRecord
     config: GuestConfig
-    cpu: int
+    cpus: tuple[int, ...]
     incarnation: Incarnation | None = None
     deaths_s: list[float] = field(default_factory=list)
     reboots_s: list[float] = field(default_factory=list)
     restarts: int = 0
     destroying: bool = False
+    lasting: bool = False
+    """It has started once. One that never did is removed with its first incarnation, whatever its `on_*` settings."""
     accusations_s: list[float] = field(default_factory=list)
     removed: trio.Event = field(default_factory=trio.Event)
 

@@ -27,6 +27,7 @@ __all__ = [
     "EvtchnAllocUnbound",
     "EvtchnBindInterdomain",
     "EvtchnClose",
+    "EvtchnResolve",
     "GnttabEnd",
     "GnttabGrant",
     "GnttabMap",
@@ -156,6 +157,18 @@ class EvtchnClose(Struct, tag=0x1A, array_like=True, frozen=True, forbid_unknown
 
     request: Request
     port: PortNumber
+
+
+class EvtchnResolve(Struct, tag=0x1B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask which incarnation a named guest has now, to speak with it: what a guest of Xen reads from xenstore.
+
+    Caller:  a guest, of the names in its configuration's `peers`.
+    Promise: the value is that incarnation's `Peer`, once its own code runs; else null.
+    Errors:  EPERM a name that is not among its peers.
+    """
+
+    request: Request
+    name: Name
 
 
 class GnttabGrant(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -336,6 +349,7 @@ Hypercall = (
     | EvtchnAllocUnbound
     | EvtchnBindInterdomain
     | EvtchnClose
+    | EvtchnResolve
     | GnttabGrant
     | GnttabMap
     | GnttabEnd

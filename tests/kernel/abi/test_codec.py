@@ -19,6 +19,7 @@ GOLDEN = {
     h.Pong(7): "91 920207",
     h.GnttabMap(RequestId(1), PEER, GrantRef(5), h.Access.READ): "91 952101920302 0501".replace(" ", ""),
     h.EvtchnAllocUnbound(RequestId(9), Port(1), PEER, h.ChannelKind.DOORBELL): "91951809019203 0202".replace(" ", ""),
+    h.EvtchnResolve(RequestId(2), "ab"): "91931b02a26162",
     h.XenbusConnect(RequestId(4), VbdHandle(1), PEER, GrantRef(2), GrantRef(3), Port(6)): "9197280401920302020306",
     Reply(RequestId(1), Status.ESTALE, why="x"): "919681 01".replace("81", "cc80") + "74c0a17800",
 }
