@@ -17,6 +17,7 @@ from bench.guest import measure_guest
 from bench.kills import measure_kills
 from bench.load import BenchError
 from bench.machine import describe_machine
+from bench.native import measure_native
 from bench.report import render_json, render_page, render_text
 from bench.rows import GROUPS, Row
 from kernel.abi.run import new_run
@@ -34,6 +35,7 @@ MEASURES: dict[str, Measure] = {
     "kills": measure_kills,
     "domain": measure_domain,
     "guest": measure_guest,
+    "native": measure_native,
 }
 
 
