@@ -67,10 +67,12 @@ async def _started(machine: Machine, guest: Guest, incarnation: Incarnation) -> 
         nursery.start_soon(first, incarnation.gone)
         await trio.sleep_forever()
     if not incarnation.started.is_set():
-        how = incarnation.ended_for or incarnation.detail or "see its log"
+        name = guest.config.name
+        how = guest.last_end or f"it said nothing for {START_DEADLINE_S:g} s"
         if not incarnation.gone.is_set():
             end(machine, incarnation, "did not start")
-        raise Refused(Status.EIO, f"guest {guest.config.name} did not start: {how}")
+        mend = "" if incarnation.detail else f": its log says more, and tv dmesg {name}"
+        raise Refused(Status.EIO, f"guest {name} did not start: {how}{mend}")
 
 
 def find_guest(machine: Machine, domid: int) -> Guest:
@@ -192,6 +194,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     left = incarnation.ended_for in ("", OVERSTAYED)
     reason = incarnation.shutdown if incarnation.shutdown is not None and left else ShutdownReason.CRASH
     guest.incarnation = None
+    guest.last_end = how
     frontend_went(machine, guest.record.domid)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN

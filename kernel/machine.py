@@ -71,6 +71,7 @@ class Guest:
     deaths_s: list[float] = field(default_factory=list)
     reboots_s: list[float] = field(default_factory=list)
     restarts: int = 0
+    last_end: str = ""
     destroying: bool = False
     lasting: bool = False
     """It has started once. One that never did is removed with its first incarnation, whatever its `on_*` settings."""
