@@ -36,17 +36,20 @@ async def main(domain: runtime.Domain) -> None:
     async with runtime.open_domain(domain):
         try:
             end = await _run(domain, start)
+        except Exception as error:  # ours, not the program's: as where its memory leaves no room for a ring
+            end = _crash(error, _name(start))
         finally:
             _flush_console()
         await domain.call(SchedShutdown, reason=end.reason, detail=end.detail[:512])
 
 
 async def _run(domain: runtime.Domain, start: NativeStart) -> _End:
-    path = start.config.program or ""
     try:
-        function = load(domain.descriptors["program"], path)
+        function = load(domain.descriptors["program"], _name(start))
     except BadProgram as error:
-        traceback.print_exception(error.__cause__)
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        print(error, file=sys.stderr)
         return _End(ShutdownReason.CRASH, str(error))
     finally:
         os.close(domain.descriptors["program"])
@@ -55,7 +58,7 @@ async def _run(domain: runtime.Domain, start: NativeStart) -> _End:
         guest = Domain(domain, nursery, start)
         nursery.start_soon(_take_upcalls, domain, guest, asked)
         await domain.started()
-        end = await _follow(function, guest, os.path.basename(path), asked)
+        end = await _follow(function, guest, _name(start), asked)
         nursery.cancel_scope.cancel()
     return end
 
@@ -84,11 +87,20 @@ async def _follow(function: Main, guest: Domain, name: str, asked: _Asked) -> _E
     except BaseException as error:
         if not isinstance(error, Exception) and _is_cancelled(error):
             raise
-        traceback.print_exception(error)
-        return _End(ShutdownReason.CRASH, describe(error, name))
+        return _crash(error, name)
     if asked.reason is not None:
         return _End(asked.reason, "it was asked to")
     return _End(ShutdownReason.POWEROFF, "main returned")
+
+
+def _crash(error: BaseException, name: str) -> _End:
+    traceback.print_exception(error)
+    return _End(ShutdownReason.CRASH, describe(error, name))
+
+
+def _name(start: NativeStart) -> str:
+    """What the program is called where its places are told."""
+    return os.path.basename(start.config.program or "")
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -25,12 +25,11 @@ class BadProgram(Exception):
     """It cannot be run: one line with its name, the place in it, what is wrong and what would be right."""
 
 
-def load(descriptor: int, path: str) -> Main:
+def load(descriptor: int, name: str) -> Main:
     """The `main` of a program. Its own code runs meanwhile, up to its last line. Raises BadProgram.
 
-    `path` is for people alone: the file is not looked for.
+    `name` is for people alone: no file is looked for.
     """
-    name = os.path.basename(path)
     source = _read(descriptor, name)
     try:
         code = compile(source, name, "exec", dont_inherit=True)

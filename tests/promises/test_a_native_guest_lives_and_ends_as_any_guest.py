@@ -137,6 +137,25 @@ def test_how_it_ended_is_told_and_harms_nobody(lab, tmp_path, how):
         assert 'File "end.py", line 4, in main' in console_of(lab, "end")
 
 
+def test_one_that_leaves_no_memory_for_its_rings_is_its_own_loss(lab, tmp_path, images):
+    text = """
+import trio
+async def main(domain):
+    taken = []
+    try:
+        while True:
+            taken.append(bytes(1 << 20))
+    except MemoryError:
+        await trio.sleep_forever()
+"""
+    create(lab, native(tmp_path, "greedy", text, images("greedy", 1)))
+    end = last_end(lab, "greedy")
+    assert end["reason"] == "crash"
+    assert "MemoryError" in end["how"] or "Cannot allocate memory" in end["how"]
+    wait_until(lambda: is_gone(lab, "greedy"), "nothing left of it")
+    assert lab.driver().restarts == 0
+
+
 def test_what_crashes_is_restarted_if_its_settings_say_so_and_given_up_in_the_end(lab, tmp_path):
     text = "async def main(domain):\n    raise ValueError(domain.peer.generation)\n"
     since = lab.log.mark()

@@ -17,7 +17,7 @@ def load_text(tmp_path, text: str | bytes):
     descriptor = os.open(path, os.O_RDONLY)
     path.unlink()
     try:
-        return load(descriptor, str(path))
+        return load(descriptor, path.name)
     finally:
         os.close(descriptor)
 
