@@ -46,6 +46,7 @@ class _End:
         self.port = port
         self.peer = peer
         self._channels = channels
+        self._open = True
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,9 +57,11 @@ class _End:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up and free the port. Again does no harm."""
-        self._hang_up()
-        await self._channels.free(self.port)
+        """Hang up and free the port. Again does no harm, not even to who has the port's number then."""
+        if self._open:
+            self._open = False
+            self._hang_up()
+            await self._channels.free(self.port)
 
     def _hang_up(self) -> None:
         """Close what is ours of it."""
@@ -113,9 +116,8 @@ class Doorbell(_End):
             raise PeerGone(self.peer)
 
     def _hang_up(self) -> None:
-        if self._bell.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._bell.fileno())
-            self._bell.close()
+        trio.lowlevel.notify_closing(self._bell.fileno())
+        self._bell.close()
 
 
 AnEnd = TypeVar("AnEnd", bound=_End)
@@ -141,9 +143,9 @@ class Unbound(Generic[AnEnd]):
         return self._end
 
     async def close(self) -> None:
-        """Wait no more."""
-        self._settled.set()
-        if self._end is None:
+        """Wait no more. A channel that it has become is its own to close."""
+        if not self._settled.is_set():
+            self._settled.set()
             await self._channels.free(self.port)
 
     def settle(self, peer: Peer, descriptor: int) -> bool:
