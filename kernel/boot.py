@@ -22,6 +22,7 @@ from kernel.incarnation import end
 from kernel.log_keeper import LogKeeper
 from kernel.machine import Machine
 from kernel.manifest import Manifest
+from kernel.pausing import let_go
 from kernel.run_folder import RunFolder
 from kernel.spawn import Zygotes
 from kernel.version import VERSION
@@ -76,21 +77,21 @@ async def _boot_domains(machine: Machine) -> None:
 
 
 async def _ready(machine: Machine) -> None:
-    """Wait until each driver and Dom0 has said that it runs."""
+    """Wait until Dom0 and each driver has said that it runs, or the driver is given up."""
     with trio.fail_after(READY_DEADLINE_S):
         for domain in machine.drivers.values():
-            await domain.serves.wait()
+            await domain.settled.wait()
 
 
 async def _shut_down(machine: Machine) -> None:
-    """Guests are asked, then ended; then drivers; Dom0 last."""
+    """Guests are asked, unless they stand still for a driver, then ended; then drivers; Dom0 last."""
     machine.stopping = True
     machine.log.info("hypervisor.stopping", guests=len(machine.guests))
-    for guest in list(machine.guests.values()):
-        if guest.incarnation:
-            request_shutdown(machine, guest, ShutdownReason.POWEROFF)
+    asked = [guest for guest in machine.guests.values() if guest.incarnation and let_go(machine, guest)]
+    for guest in asked:
+        request_shutdown(machine, guest, ShutdownReason.POWEROFF)
     with trio.move_on_after(machine.manifest.shutdown_grace_s):
-        for guest in list(machine.guests.values()):
+        for guest in asked:
             await guest.removed.wait()
     for guest in list(machine.guests.values()):
         await destroy(machine, guest)

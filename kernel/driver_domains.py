@@ -6,18 +6,32 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from kernel.abi.guest_config import MIB
+from kernel.abi.guest_config import MIB, DomainState
+from kernel.abi.ids import DOM0
 from kernel.abi.roles import Dom0Start, DriverStart
 from kernel.abi.spawn import Jail
+from kernel.abi.status import Refused, Status
+from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
 from kernel.core.domains import Kind
-from kernel.core.drivers import Abandon, Activate, Driver, Order, Spawn, Withdraw
+from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
+from kernel.incarnation import end, post
 from kernel.lifetimes import Body, embody
 from kernel.machine import DriverDomain, Incarnation, Machine
 from kernel.manifest import Dom0Manifest, DriverManifest, parse_cpus
+from kernel.pausing import hold_all, release_all
 from kernel.version import VERSION
 from kernel.xenbus import activate_backend, backend_came, backend_went
 
-__all__ = ["start_dom0", "start_driver"]
+__all__ = ["restart_driver", "serves", "start_dom0", "start_driver"]
+
+RESTART_S = 10.0
+"""For another incarnation to serve. Where a back-off is under way, it is waited for."""
+
+RESTART_LOOK_S = 0.02
+"""Between two looks whether it does: it takes some milliseconds with a standby, some ten without."""
+
+DRIVER_THREADS = 2048
+"""A block driver has one for each vbd that flushes, and may have a thousand vbds."""
 
 
 def start_dom0(machine: Machine, manifest: Dom0Manifest) -> None:
@@ -37,7 +51,8 @@ def start_driver(machine: Machine, manifest: DriverManifest) -> None:
     def body() -> Body:
         config = msgspec.msgpack.encode(DriverStart(machine.manifest.faults, manifest.options))
         cpus = parse_cpus(manifest.cpus) if manifest.cpus else ()
-        jail = Jail(kind="driver", memory_bytes=manifest.address_space * MIB, cpus=cpus, nofile=8192)
+        memory_bytes = manifest.address_space * MIB
+        jail = Jail(kind="driver", memory_bytes=memory_bytes, cpus=cpus, nofile=8192, nproc=DRIVER_THREADS)
         return Body(manifest.role, jail, config, {}, manifest.heartbeat)
 
     _start(machine, manifest.name, Kind.DRIVER, manifest, body, standby=manifest.standby)
@@ -53,9 +68,37 @@ def _start(
     standby: bool,
 ) -> None:
     record = machine.domains.add(name, kind)
-    domain = DriverDomain(record, manifest, Driver(manifest.restart, standby))
+    driver = Driver(manifest.restart, standby)
+    domain = DriverDomain(record, manifest, driver, lambda orders: care.obey(orders))
+    care = _Care(machine, domain, body)
     machine.drivers[record.domid] = domain
-    _Care(machine, domain, body).obey(domain.driver.boot())
+    care.obey(driver.boot())
+
+
+def serves(machine: Machine, domain: DriverDomain) -> None:
+    """The active incarnation's own code runs. Guests that stood still for want of it go on."""
+    domain.settled.set()
+    release_all(machine, domain.record.domid)
+
+
+async def restart_driver(machine: Machine, domain: DriverDomain) -> None:
+    """Replace the incarnation that serves, or start a driver that was given up. Returns when another serves.
+
+    Refuses EIO where it is given up again, ETIMEDOUT where none serves in time.
+    """
+    driver, name = domain.driver, domain.record.name
+    before = driver.active
+    machine.log.info("driver.restarted", name=name, peer=str(before) if before else "", state=driver.state.value)
+    domain.obey(driver.restart())
+    with trio.move_on_after(RESTART_S):
+        while driver.state is not DomainState.GIVEN_UP:
+            if driver.active not in (None, before) and machine.alive[driver.active].started.is_set():
+                return
+            await trio.sleep(RESTART_LOOK_S)
+        raise Refused(Status.EIO, f"driver {name} is given up again ({domain.last_death}): see its log")
+    held = before is not None and before in machine.alive and machine.alive[before].held
+    why = "its incarnation is in uninterruptible sleep and cannot be ended" if held else "see its log"
+    raise Refused(Status.ETIMEDOUT, f"driver {name}: no other incarnation serves after {RESTART_S:g} s: {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +121,31 @@ class _Care:
                     self.machine.nursery.start_soon(self._clone_later, delay_s)
                 case Activate(peer=peer, take_published=take_published):
                     activate_backend(self.machine, order)
+                    if self.machine.alive[peer].started.is_set():
+                        serves(self.machine, self.domain)
                     self.machine.log.info(
                         "driver.activated", **self._name(), peer=str(peer), take_published=take_published
                     )
                 case Withdraw(peer=peer):
                     backend_went(self.machine, self.domain.record.domid, peer)
-                case Abandon(deaths=deaths, window_s=window_s):
-                    self.machine.log.critical("driver.given_up", **self._name(), deaths=deaths, window_s=window_s)
+                case Abandon():
+                    self._give_up(order)
+                case End(peer=peer):
+                    end(self.machine, self.machine.alive[peer], "restarted by the administrator")
         self.domain.record.state = self.domain.driver.state
+
+    def _give_up(self, order: Abandon) -> None:
+        """Guests that have a disk of it are paused, not broken; Dom0 is told, and the log."""
+        machine, name = self.machine, self.domain.record.name
+        guests = hold_all(machine, self.domain.record.domid)[:NAMED_GUESTS]
+        machine.log.critical(
+            "driver.given_up", **self._name(), deaths=order.deaths, window_s=order.window_s, guests=guests
+        )
+        if self.domain.record.kind is Kind.DRIVER:
+            self.domain.settled.set()
+        dom0 = machine.active(DOM0)
+        if dom0 in machine.alive:
+            post(machine, machine.alive[dom0], DriverGivenUp(name, order.deaths, tuple(guests)))
 
     async def _clone_later(self, delay_s: float) -> None:
         await trio.sleep(delay_s)

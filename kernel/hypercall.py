@@ -9,19 +9,29 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import guests, inform, xenbus
+from kernel import guests, inform, pausing, xenbus
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
+from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import ANY_GENERATION, RequestId
 from kernel.abi.packet import Packet
 from kernel.abi.status import DomainFault, Refused, Status
-from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply, ReplyPart
+from kernel.abi.upcalls import (
+    EvtchnConnected,
+    Misbehave,
+    PeerReset,
+    Reply,
+    ReplyPart,
+    ShutdownRequested,
+    SoftReset,
+)
 from kernel.core import privilege
-from kernel.core.domains import Life
+from kernel.core.domains import Kind, Life
+from kernel.driver_domains import restart_driver, serves
 from kernel.incarnation import OVERSTAYED, end, post, who
 from kernel.link import take
-from kernel.machine import Incarnation, Machine
+from kernel.machine import DriverDomain, Incarnation, Machine
 from kernel.version import ABI_VERSION, VERSION
 
 __all__ = ["dispatch"]
@@ -169,14 +179,24 @@ def _started(machine: Machine, caller: Incarnation, _call: h.Started, _riding: l
     if not caller.ended_for:
         machine.domains.advance(caller.peer, Life.RUNNING)
     caller.started.set()
-    inform.note_running(machine, caller)
     machine.log.info("domain.started", **who(caller))
+    domain = machine.drivers.get(caller.record.domid)
+    if domain is None:
+        caller.record.state = DomainState.RUNNING
+        machine.guests[caller.record.domid].lasting = True
+    elif domain.driver.active == caller.peer:
+        serves(machine, domain)
     return Answer()
 
 
 def _pong(_machine: Machine, caller: Incarnation, call: h.Pong, _riding: list[int]) -> Answer:
     if call.sequence == caller.awaited_pong:
         caller.ponged.set()
+    return Answer()
+
+
+def _pause_done(machine: Machine, caller: Incarnation, call: h.PauseDone, _riding: list[int]) -> Answer:
+    pausing.answered(machine, caller, call)
     return Answer()
 
 
@@ -190,6 +210,26 @@ def _sched_shutdown(machine: Machine, caller: Incarnation, call: h.SchedShutdown
     machine.nursery.start_soon(_end_if_it_stays, machine, caller)
     caller.shutdown, caller.detail = call.reason, call.detail
     machine.log.info("domain.shut_down", **who(caller), reason=call.reason.name.lower(), detail=call.detail)
+    return Answer()
+
+
+def _sched_soft_reset(machine: Machine, caller: Incarnation, call: h.SchedSoftReset, _riding: list[int]) -> Answer:
+    if not caller.resets.has(1, trio.current_time()):
+        raise DomainFault(caller.peer, "its processes die too often")
+    machine.log.warning("domain.soft_reset", **who(caller), how=call.how)
+    caller.ponged.set()
+    shared = machine.evtchn.died(caller.peer)
+    packet.close_all(machine.grants.died(caller.peer))
+    for other in shared:
+        if other in machine.alive:
+            post(machine, machine.alive[other], PeerReset(caller.peer))
+    post(machine, caller, SoftReset())
+    if not caller.started.is_set():
+        _started(machine, caller, h.Started(), [])
+    xenbus.frontend_reset(machine, caller)
+    pausing.tell_successor(machine, machine.guests[caller.record.domid])
+    if caller.asked_to_end is not None:
+        post(machine, caller, ShutdownRequested(caller.asked_to_end))
     return Answer()
 
 
@@ -297,6 +337,16 @@ def _domctl_get_info(machine: Machine, caller: Incarnation, call: h.DomctlGetInf
     return _at_length(machine, caller, call, [inform.domain_info(machine, record) for record in records])
 
 
+async def _domctl_pause(machine: Machine, _caller: Incarnation, call: h.DomctlPause, _riding: list[int]) -> Answer:
+    await pausing.pause(machine, guests.find_guest(machine, call.domid))
+    return Answer()
+
+
+async def _domctl_unpause(machine: Machine, _caller: Incarnation, call: h.DomctlUnpause, _riding: list[int]) -> Answer:
+    await pausing.unpause(machine, guests.find_guest(machine, call.domid))
+    return Answer()
+
+
 def _sysctl_info(machine: Machine, _caller: Incarnation, _call: h.SysctlInfo, _riding: list[int]) -> Answer:
     return Answer(inform.host_info(machine))
 
@@ -308,8 +358,8 @@ def _sysctl_drivers(machine: Machine, caller: Incarnation, call: h.SysctlDrivers
 def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject, _riding: list[int]) -> Answer:
     if not machine.manifest.faults:
         raise Refused(Status.EPERM, "the boot manifest has faults = false: set it to true to let drivers misbehave")
-    domain = next((d for d in machine.drivers.values() if d.record.name == call.driver), None)
-    if domain is None or domain.driver.active not in machine.alive:
+    domain = _find_driver(machine, call.driver)
+    if domain.driver.active not in machine.alive:
         raise Refused(Status.ENOENT, f"no driver domain {call.driver!r} is active: tv driver list shows them")
     machine.log.warning(
         "fault.injected", driver=call.driver, peer=str(domain.driver.active), what=call.what, count=call.count
@@ -318,11 +368,25 @@ def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject,
     return Answer()
 
 
+async def _sysctl_restart(machine: Machine, _caller: Incarnation, call: h.SysctlRestart, _riding: list[int]) -> Answer:
+    await restart_driver(machine, _find_driver(machine, call.driver))
+    return Answer()
+
+
+def _find_driver(machine: Machine, name: str) -> DriverDomain:
+    for domain in machine.drivers.values():
+        if domain.record.name == name and domain.record.kind is Kind.DRIVER:
+            return domain
+    raise Refused(Status.ENOENT, f"there is no driver domain {name!r}: tv driver list shows them")
+
+
 _HANDLERS: dict[type[Struct], Handler] = {
     h.Started: _started,
     h.Pong: _pong,
+    h.PauseDone: _pause_done,
     h.Version: _version,
     h.SchedShutdown: _sched_shutdown,
+    h.SchedSoftReset: _sched_soft_reset,
     h.EvtchnAllocUnbound: _evtchn_alloc_unbound,
     h.EvtchnBindInterdomain: _evtchn_bind,
     h.EvtchnClose: _evtchn_close,
@@ -337,7 +401,10 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.DomctlDestroy: _domctl_destroy,
     h.DomctlShutdown: _domctl_shutdown,
     h.DomctlGetInfo: _domctl_get_info,
+    h.DomctlPause: _domctl_pause,
+    h.DomctlUnpause: _domctl_unpause,
     h.SysctlInfo: _sysctl_info,
     h.SysctlDrivers: _sysctl_drivers,
     h.SysctlInject: _sysctl_inject,
+    h.SysctlRestart: _sysctl_restart,
 }

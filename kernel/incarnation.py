@@ -64,4 +64,5 @@ async def _tell_if_unkillable(machine: Machine, incarnation: Incarnation) -> Non
     with trio.move_on_after(UNKILLABLE_AFTER_S):
         await incarnation.gone.wait()
         return
+    incarnation.held = True
     machine.log.critical("domain.unkillable", **who(incarnation), after_s=UNKILLABLE_AFTER_S)

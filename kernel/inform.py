@@ -10,19 +10,11 @@ import trio
 from kernel.abi.guest_config import MIB, DomainInfo, DomainState, DriverInfo, VbdInfo
 from kernel.core.domains import DomainRecord, Kind
 from kernel.core.vbds import Vbd
-from kernel.machine import Incarnation, Machine
+from kernel.machine import Guest, Incarnation, Machine
+from kernel.pausing import paused_for, stands
 from kernel.version import ABI_VERSION, VERSION
 
-__all__ = ["domain_info", "driver_infos", "host_info", "note_running"]
-
-
-def note_running(machine: Machine, incarnation: Incarnation) -> None:
-    """An incarnation's own code runs: a guest counts as running from here on, a driver as serving if it is active."""
-    if incarnation.record.kind is Kind.GUEST:
-        incarnation.record.state = DomainState.RUNNING
-        machine.guests[incarnation.record.domid].lasting = True
-    elif machine.active(incarnation.record.domid) == incarnation.peer:
-        machine.drivers[incarnation.record.domid].serves.set()
+__all__ = ["domain_info", "driver_infos", "host_info"]
 
 
 def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
@@ -35,7 +27,7 @@ def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
         domid=record.domid,
         name=record.name,
         kind=guest.config.type if guest else record.kind.value,
-        state=record.state,
+        state=_state(record, incarnation, guest),
         generation=incarnation.peer.generation if incarnation else record.generation,
         pid=child.pid if child else None,
         memory=guest.config.memory if guest else 0,
@@ -46,6 +38,7 @@ def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
         jail=child.jail if child else "",
         restarts=guest.restarts if guest else driver.driver.restarts if driver else 0,
         vbds=[_vbd_info(machine, vbd) for vbd in machine.vbds.of_guest(record.domid)],
+        paused_for=paused_for(machine, guest) if guest and incarnation else [],
     )
 
 
@@ -61,7 +54,7 @@ def driver_infos(machine: Machine) -> list[DriverInfo]:
             DriverInfo(
                 name=domain.record.name,
                 domid=domid,
-                state=domain.record.state,
+                state=_state(domain.record, active, None),
                 generation=active.peer.generation if active else domain.record.generation,
                 pid=active.child.pid if active and active.child else None,
                 standby_generation=standby.peer.generation if standby else None,
@@ -95,6 +88,13 @@ def host_info(machine: Machine) -> dict[str, Any]:
         "domains": sum(1 for _ in machine.domains),
         "faults": machine.manifest.faults,
     }
+
+
+def _state(record: DomainRecord, incarnation: Incarnation | None, guest: Guest | None) -> DomainState:
+    """As it is told: in our tables a domain runs that sleeps uninterruptibly, or stands still."""
+    if incarnation is not None and incarnation.held:
+        return DomainState.HELD
+    return DomainState.PAUSED if guest and incarnation and stands(guest) else record.state
 
 
 def _current(machine: Machine, record: DomainRecord) -> Incarnation | None:

@@ -10,10 +10,12 @@ from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import DomId, Peer, VbdHandle
 from kernel.abi.log import Log
 from kernel.abi.packet import Packet
+from kernel.core.allowance import Allowance
 from kernel.core.domains import DomainRecord, DomainTable
-from kernel.core.drivers import Driver
+from kernel.core.drivers import Driver, Order
 from kernel.core.evtchn import EventChannels
 from kernel.core.grants import GrantTable
+from kernel.core.pausing import Pausing
 from kernel.core.vbds import VbdTable
 from kernel.images import Image
 from kernel.link import Link
@@ -25,9 +27,18 @@ from kernel.spawn import Child, Zygotes
 __all__ = ["DriverDomain", "Guest", "Incarnation", "Machine"]
 
 
+SOFT_RESETS, SOFT_RESETS_PER_S = 40.0, 10.0
+"""Of one incarnation: each makes work for its backends. A reaper forks no more than ten processes in a second."""
+
+
+HANGS, HANGS_PER_S = 3.0, 1 / 60
+"""Of a guest's actors that are replaced: what hangs each of them is the guest's own."""
+
+
 @dataclass(eq=False, slots=True)
 class Incarnation:
-    """One living incarnation: its channel at once, its process when the zygote has cloned it."""
+    """One living incarnation: its channel at once, its process when the zygote has cloned it. `held`: it is in
+    uninterruptible sleep, and can neither answer nor be ended."""
 
     peer: Peer
     record: DomainRecord
@@ -41,9 +52,13 @@ class Incarnation:
     awaited_pong: int = 0
     ponged: trio.Event = field(default_factory=trio.Event)
     shutdown: ShutdownReason | None = None
+    asked_to_end: ShutdownReason | None = None
     detail: str = ""
     ended_for: str = ""
+    held: bool = False
     waiting_calls: int = 0
+    hangs: Allowance = field(default_factory=lambda: Allowance(HANGS, HANGS_PER_S))
+    resets: Allowance = field(default_factory=lambda: Allowance(SOFT_RESETS, SOFT_RESETS_PER_S))
 
     def __str__(self) -> str:
         return f"{self.record.name} ({self.peer})"
@@ -51,13 +66,15 @@ class Incarnation:
 
 @dataclass(eq=False, slots=True)
 class DriverDomain:
-    """A driver (or Dom0, which is kept alive the same way) over all its incarnations."""
+    """A driver (or Dom0, which is kept alive the same way) over all its incarnations. `settled`: it has served, or is a
+    driver that was given up before that; nobody need wait for it any longer."""
 
     record: DomainRecord
     manifest: DriverManifest | Dom0Manifest
     driver: Driver
+    obey: Callable[[list[Order]], None]
     last_death: str = ""
-    serves: trio.Event = field(default_factory=trio.Event)
+    settled: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(eq=False, slots=True)
@@ -76,6 +93,8 @@ class Guest:
     lasting: bool = False
     """It has started once. One that never did is removed with its first incarnation, whatever its `on_*` settings."""
     accusations_s: list[float] = field(default_factory=list)
+    pausing: Pausing = field(default_factory=Pausing)
+    pause_answered: trio.Event = field(default_factory=trio.Event)
     removed: trio.Event = field(default_factory=trio.Event)
 
 

@@ -60,6 +60,7 @@ _RUN_HELP = "Run folder or admin socket. Default: $TRIOVISOR_RUN, or the latest 
 _WAIT_HELP = "Return when it has ended; after a reboot, when it runs again."
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A domain, as tv list names it.")]
+Driver = Annotated[str, typer.Argument(metavar="DRIVER", help="A driver domain, as tv driver list names it.")]
 OptionalName = Annotated[str | None, typer.Argument(metavar="[NAME]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -122,6 +123,18 @@ def destroy(ctx: typer.Context, name: Name) -> None:
     ctx.obj.destroy(name)
 
 
+@app.command()
+def pause(ctx: typer.Context, name: Name) -> None:
+    """Have a guest stand still, until tv unpause."""
+    ctx.obj.pause(name)
+
+
+@app.command()
+def unpause(ctx: typer.Context, name: Name) -> None:
+    """Have a paused guest go on."""
+    ctx.obj.unpause(name)
+
+
 @app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def execute(
     ctx: typer.Context,
@@ -156,9 +169,15 @@ def list_drivers(ctx: typer.Context, json: Json = False) -> None:
 
 
 @driver_app.command()
+def restart(ctx: typer.Context, driver: Driver) -> None:
+    """Replace a driver's process, or start anew one that was given up, and with it the guests that waited for it."""
+    ctx.obj.restart_driver(driver)
+
+
+@driver_app.command()
 def fault(
     ctx: typer.Context,
-    driver: Annotated[str, typer.Argument(metavar="DRIVER")],
+    driver: Driver,
     what: Annotated[str, typer.Argument(metavar="WHAT", help="An act such as hang or exit, or kill@POINT.")],
     count: Annotated[int, typer.Option(min=1, help="At which time it strikes.")] = 1,
 ) -> None:

@@ -16,9 +16,12 @@ from kernel.abi.admin import (
     AdminInfo,
     AdminInject,
     AdminList,
+    AdminPause,
     AdminReply,
     AdminRequest,
+    AdminRestart,
     AdminShutdown,
+    AdminUnpause,
     Answer,
     Part,
 )
@@ -75,9 +78,21 @@ class Client:
         """End a guest at once; return when all of it is gone."""
         self._ask(AdminDestroy(_name(name)))
 
+    def pause(self, name: str) -> None:
+        """Have a guest stand still; return when it does. One that does already is no error."""
+        self._ask(AdminPause(_name(name)))
+
+    def unpause(self, name: str) -> None:
+        """Have a guest go on that was paused; return when it does. EBUSY while a driver of it is given up."""
+        self._ask(AdminUnpause(_name(name)))
+
     def drivers(self) -> Drivers:
         """All driver domains."""
         return _convert(self._ask(AdminDrivers()), Drivers)
+
+    def restart_driver(self, driver: str) -> None:
+        """Replace a driver's incarnation, or start one that was given up; return when it serves."""
+        self._ask(AdminRestart(_name(driver)))
 
     def inject(self, driver: str, what: str, count: int = 1) -> None:
         """Make a driver fail on purpose, at the `count`-th time. The order is given on return; it may strike later."""

@@ -54,6 +54,7 @@ def domain_pairs(domain: DomainInfo) -> str:
             "domid": domain.domid,
             "kind": domain.kind,
             "state": domain.state.value,
+            **({"paused_for": domain.paused_for} if domain.paused_for else {}),
             "generation": domain.generation,
             "pid": _or_dash(domain.pid),
             "memory_mib": domain.memory,

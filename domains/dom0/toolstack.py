@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import trio
+from msgspec import Struct
 
 from domains.runtime.domain import Domain
 from kernel.abi.admin import (
@@ -14,19 +15,25 @@ from kernel.abi.admin import (
     AdminInfo,
     AdminInject,
     AdminList,
+    AdminPause,
     AdminRequest,
+    AdminRestart,
     AdminShutdown,
+    AdminUnpause,
 )
 from kernel.abi.guest_config import DomainInfo, DomainState
 from kernel.abi.hypercalls import (
     DomctlCreate,
     DomctlDestroy,
     DomctlGetInfo,
+    DomctlPause,
     DomctlShutdown,
+    DomctlUnpause,
     ShutdownReason,
     SysctlDrivers,
     SysctlInfo,
     SysctlInject,
+    SysctlRestart,
 )
 from kernel.abi.status import KernelBug, Refused, Status
 
@@ -60,11 +67,17 @@ class Toolstack:
             case AdminShutdown():
                 return await self._shut_down(request)
             case AdminDestroy(name=name):
-                return await self._destroy(name)
+                return await self._about(name, DomctlDestroy)
+            case AdminPause(name=name):
+                return await self._about(name, DomctlPause)
+            case AdminUnpause(name=name):
+                return await self._about(name, DomctlUnpause)
             case AdminDrivers():
                 return (await self._domain.call(SysctlDrivers)).value
             case AdminInject(driver=driver, what=what, count=count):
                 return (await self._domain.call(SysctlInject, driver=driver, what=what, count=count)).value
+            case AdminRestart(driver=driver):
+                return (await self._domain.call(SysctlRestart, driver=driver)).value
         raise KernelBug(f"{type(request).__name__} is not served here")
 
     async def find(self, name: str) -> DomainInfo:
@@ -84,6 +97,8 @@ class Toolstack:
             raise Refused(Status.EINVAL, f"{name!r} is no guest but a {guest.kind} domain: name a guest of tv list")
         if guest.state in _ENDED:
             raise Refused(Status.EHOSTDOWN, f"guest {name} is {guest.state}: tv destroy {name}, then tv create")
+        if guest.paused_for or guest.state is DomainState.PAUSED:
+            raise _paused(guest)
         return guest
 
     async def guest_with_agent(self, name: str) -> DomainInfo:
@@ -97,9 +112,9 @@ class Toolstack:
     async def _domains(self) -> list[DomainInfo]:
         return _infos((await self._domain.call(DomctlGetInfo)).value)
 
-    async def _destroy(self, name: str) -> None:
+    async def _about(self, name: str, operation: type[Struct]) -> None:
         domain = await self.find(name)
-        await self._domain.call(DomctlDestroy, domid=domain.domid)
+        await self._domain.call(operation, domid=domain.domid)
 
     async def _shut_down(self, request: AdminShutdown) -> None:
         if request.reason not in _ASKED_TO:
@@ -134,11 +149,22 @@ class Toolstack:
             if refusal.status is Status.ENOENT:
                 return True
             raise
+        if now.state is DomainState.PAUSED:
+            raise _paused(now)
         if now.state is DomainState.CRASHED:
             raise Refused(Status.EIO, f"guest {guest.name} crashed instead: tv dmesg {guest.name} shows how")
         if now.generation == guest.generation:
             return now.state in _ENDED
         return reason is not ShutdownReason.REBOOT or now.state is not DomainState.STARTING
+
+
+def _paused(guest: DomainInfo) -> Refused:
+    """Nothing can be asked of a guest that stands still: why it does, and what lets it go on."""
+    drivers = [name for name in guest.paused_for if name != "dom0"]
+    mends = [] if drivers and len(drivers) == len(guest.paused_for) else [f"tv unpause {guest.name}"]
+    mends += [f"tv driver restart {driver}" for driver in drivers]
+    given_up = f", and {', '.join(drivers)} given up" if drivers else ""
+    return Refused(Status.EHOSTDOWN, f"guest {guest.name} is paused{given_up}: {'; '.join(mends)}")
 
 
 def _infos(value: Any) -> list[DomainInfo]:

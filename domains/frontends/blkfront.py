@@ -22,13 +22,15 @@ OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class VbdFront:
-    """One vbd as its guest has it. `listen_socket` is where the guest's device driver connects (vhost-user)."""
+    """One vbd as its guest has it. `line` leads to the keeper of its guest's connection (vhost-user), `in_flight` is a
+    descriptor of its queue's table of that name."""
 
     handle: VbdHandle
     vdev: str
     sectors: int
     read_only: bool
-    listen_socket: socket.socket
+    line: socket.socket
+    in_flight: int
 
 
 class _Served:
@@ -40,7 +42,8 @@ class _Served:
         self.terminator = Terminator(
             loop,
             vbd,
-            front.listen_socket,
+            front.line,
+            front.in_flight,
             partial(session_for, front.sectors, read_only=front.read_only),
             on_guest_fault=partial(on_fault, front.handle, None),
         )
@@ -71,13 +74,14 @@ class BlkfrontLoop:
         self._vbds = [device.vbd for device in self._devices.values()]
         self._serve = [each.serve for each in served.values()]
         self._close = [each.close for each in served.values()]
+        self._resting = False
 
     def start(self) -> None:
         """Begin to serve."""
         self._loop.start()
 
     def stop(self) -> None:
-        """End the loop, wait for that, and give everything back, listening sockets included."""
+        """End the loop, wait for that, and give everything back, lines included."""
         self._loop.stop()
         for close in self._close:
             with contextlib.suppress(ValueError):
@@ -99,6 +103,10 @@ class BlkfrontLoop:
         """This incarnation is gone (`BackendWithdrawn`). The ring in use stays until a successor is active."""
         self._loop.submit(partial(self._devices[handle].withdraw, peer))
 
+    def rest(self, resting: bool) -> None:
+        """While the guest stands still it cannot look, and is not signalled again and again."""
+        self._loop.submit(partial(setattr, self, "_resting", resting))
+
     def submit(self, command: Callable[[], None]) -> None:
         """Have `command` called on the loop's thread, after those submitted before."""
         self._loop.submit(command)
@@ -119,5 +127,7 @@ class BlkfrontLoop:
         for vbd in self._vbds:
             if not vbd.park():
                 return 0
+        if self._resting:
+            return None
         waits = [wait for vbd in self._vbds if (wait := vbd.guest.nudge()) is not None]
         return min(waits) if waits else None

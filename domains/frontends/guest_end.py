@@ -1,9 +1,11 @@
 """The guest's end of a vbd: its virtqueue, its memory, and how it is signalled."""
 
 import os
+from collections import deque
 from time import monotonic
 from typing import Protocol
 
+from domains.virtio.in_flight import InFlight
 from domains.virtio.queue import Chain, Plain
 
 __all__ = ["GuestEnd", "Queue"]
@@ -20,9 +22,13 @@ class Queue(Protocol):
     """Where a vbd takes requests from and puts what became of them: a virtqueue (`virtio.queue.SplitQueue` says what
     each of these promises), or whatever serves a program as one."""
 
+    in_flight: InFlight
+    again: deque[int]
+
     def offers(self) -> bool: ...
     def take_plain(self) -> Plain | None: ...
     def take(self) -> Chain | None: ...
+    def chain(self, head: int) -> Chain: ...
     def untake(self) -> None: ...
     def park(self) -> bool: ...
     def publish(self, head: int, written: int) -> None: ...
@@ -59,9 +65,10 @@ class GuestEnd:
         """Tell the guest of what it was given, if it asks for that."""
         if self.queue is not None and self.queue.wants_signal():
             self._nudges = 0
-            self._signal()
+            self.signal()
 
-    def _signal(self) -> None:
+    def signal(self) -> None:
+        """Have the guest look at its used ring."""
         self._signalled_at = monotonic()
         if self._call >= 0:
             try:
@@ -82,5 +89,5 @@ class GuestEnd:
             return left_s
         self._nudges += 1
         self.resignalled += 1
-        self._signal()
+        self.signal()
         return wait_s

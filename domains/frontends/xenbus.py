@@ -3,6 +3,7 @@ tells of them."""
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,12 +52,21 @@ class Fronts(Protocol):
 class Xenbus:
     """What the hypervisor says of backends, handed to the vbds; what these find, told to the hypervisor."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery, ports: Numbers, refs: Numbers, fronts: Fronts) -> None:
+    def __init__(
+        self,
+        domain: Domain,
+        nursery: trio.Nursery,
+        ports: Numbers,
+        refs: Numbers,
+        fronts: Fronts,
+        new_backing: Callable[[], Backing],
+    ) -> None:
         self._domain = domain
         self._nursery = nursery
         self._ports = ports
         self._refs = refs
         self._fronts = fronts
+        self._new_backing = new_backing
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
         self._spare: Backing | None = None
@@ -106,8 +116,8 @@ class Xenbus:
         return True
 
     def _take_spare(self) -> Backing:
-        """A ring made in advance if there is one: zeroing twelve megabytes would be part of every outage."""
-        backing, self._spare = self._spare or Backing.create(), None
+        """A ring made in advance if there is one: zeroing its megabytes would be part of every outage."""
+        backing, self._spare = self._spare or self._new_backing(), None
         self._nursery.start_soon(self._make_spare)
         return backing
 
@@ -118,7 +128,7 @@ class Xenbus:
             await trio.sleep(SPARE_AFTER_S)
             if self._spare is not None:
                 return
-            made = await trio.to_thread.run_sync(Backing.create)
+            made = await trio.to_thread.run_sync(self._new_backing)
             if self._spare is None:
                 self._spare = made
             else:

@@ -2,28 +2,21 @@
 
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
+from domains.frontends.backing import Backing
 from domains.frontends.blkfront import BlkfrontLoop, VbdFront
 from domains.frontends.xenbus import Xenbus
+from domains.guests.reaper import socket_path
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
 from domains.runtime.turn import wait_turn
 from kernel.abi.ids import Peer, VbdHandle
 from kernel.abi.roles import GuestVbd
 
-__all__ = ["Disks", "listen_for_guest"]
-
-
-def listen_for_guest(vbd: GuestVbd) -> tuple[str, socket.socket]:
-    """The vhost-user socket to which the guest's kernel connects for a disk: its path in the jail, and its
-    listening end."""
-    path = f"/run/{vbd.vdev}.sock"
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(path)
-    listening.listen(1)
-    return path, listening
+__all__ = ["Disks"]
 
 
 class Disks:
@@ -34,7 +27,9 @@ class Disks:
         domain: Domain,
         nursery: trio.Nursery,
         vbds: list[GuestVbd],
+        ring_bytes: int,
         ports: Numbers,
+        refs: Numbers,
         on_guest_fault: Callable[[str], None],
     ) -> None:
         self._nursery = nursery
@@ -43,21 +38,22 @@ class Disks:
         self.paths: list[str] = []
         fronts = []
         for vbd in vbds:
-            path, listening = listen_for_guest(vbd)
-            self.paths.append(path)
-            fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, listening))
-        self._loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)
-        self.xenbus = Xenbus(domain, nursery, ports, Numbers(), self._loop)
+            self.paths.append(socket_path(vbd))
+            line = socket.socket(fileno=domain.descriptors[f"vhost.{vbd.vdev}"])
+            in_flight = domain.descriptors[f"in-flight.{vbd.vdev}"]
+            fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, line, in_flight))
+        self.loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)
+        self.xenbus = Xenbus(domain, nursery, ports, refs, self.loop, partial(Backing.create, ring_bytes))
 
     def start(self) -> None:
         """Let the guest's kernel connect. Its requests wait until a backend is active."""
         if self.paths:
             self.xenbus.start()
-        self._loop.start()
+        self.loop.start()
 
     async def beat(self) -> None:
         """Return once the loop has turned."""
-        await wait_turn(self._loop.submit)
+        await wait_turn(self.loop.submit)
 
     def _loop_found_fault(self, handle: VbdHandle, peer: Peer | None, what: str, evidence: str) -> None:
         """Called on the loop's thread: hand it over to Trio's. Without a peer it is our guest that broke the rules."""

@@ -4,12 +4,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import msgspec
 import trio
 
+from domains.frontends.backing import Backing, size_of_rings
 from domains.frontends.xenbus import Xenbus
 from domains.native.disk import Disk, Disks
 from domains.native.event_channels import OWN_PORTS, EventChannels
@@ -52,7 +54,8 @@ class Domain:
         fronts = Disks(start.vbds, nursery, self._found_fault)
         self.disks: Mapping[str, Disk] = MappingProxyType(fronts.by_vdev)
         self._nursery = nursery
-        self._xenbus = Xenbus(domain, nursery, ports, refs, fronts)
+        ring_bytes = size_of_rings(start.config.memory, len(start.vbds))
+        self._xenbus = Xenbus(domain, nursery, ports, refs, fronts, partial(Backing.create, ring_bytes))
         if self.disks:
             self._xenbus.start()
 

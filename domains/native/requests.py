@@ -11,6 +11,7 @@ import trio
 
 from domains.frontends.pool import PAGE_BYTES, Pool
 from domains.virtio.blk import HEADER, MAX_DISCARD_SECTORS, Type
+from domains.virtio.in_flight import InFlight
 from domains.virtio.queue import Chain, Plain
 from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, SLOTS
 
@@ -51,7 +52,9 @@ class Requests:
 
     def __init__(self) -> None:
         self.view = memoryview(mmap.mmap(-1, RING_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        self._pool = Pool()
+        self.in_flight = InFlight()
+        self.again: deque[int] = deque()
+        self._pool = Pool(RING_BYTES)
         self._heads = list(range(SLOTS))
         self._offered: deque[int] = deque()
         self._last = 0
@@ -124,7 +127,10 @@ class Requests:
     def take(self) -> Chain | None:
         if not self._offered:
             return None
-        self._last = head = self._offered.popleft()
+        self._last = self._offered.popleft()
+        return self.chain(self._last)
+
+    def chain(self, head: int) -> Chain:
         request = self._requests[head]
         at = head * _SLOT_BYTES
         header, status = (at, _HEADER_BYTES), (at + _STATUS_AT, 1)
@@ -145,6 +151,7 @@ class Requests:
         return not self._offered
 
     def publish(self, head: int, written: int) -> None:
+        self.in_flight.marks[head] = 0
         request = self._requests.pop(head)
         request.status = self.view[head * _SLOT_BYTES + _STATUS_AT]
         request.done.set()

@@ -25,8 +25,11 @@ __all__ = [
     "AdminInfo",
     "AdminInject",
     "AdminList",
+    "AdminPause",
     "AdminRequest",
+    "AdminRestart",
     "AdminShutdown",
+    "AdminUnpause",
     "Answer",
     "AdminReply",
     "Part",
@@ -90,6 +93,24 @@ class AdminInject(Struct, tag=0x09, array_like=True, frozen=True, forbid_unknown
     count: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 1
 
 
+class AdminPause(Struct, tag=0x10, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Have a guest stand still; answered when it does, also where it did already."""
+
+    name: Name
+
+
+class AdminUnpause(Struct, tag=0x11, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Have a guest go on that was paused; EBUSY where a driver of it is given up, for which it stays paused."""
+
+    name: Name
+
+
+class AdminRestart(Struct, tag=0x12, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Replace a driver's incarnation, or start anew one that was given up (`SysctlRestart`)."""
+
+    driver: Name
+
+
 class Part(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A piece of a long answer."""
 
@@ -114,5 +135,8 @@ AdminRequest = (
     | AdminDmesg
     | AdminDrivers
     | AdminInject
+    | AdminPause
+    | AdminUnpause
+    | AdminRestart
 )
 AdminReply = Part | Answer

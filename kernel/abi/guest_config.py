@@ -44,8 +44,8 @@ class Action(enum.StrEnum):
 
 
 class DiskConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """One virtual block device: `target` image, `vdev` as the guest names it, `access` r or w, `backend` driver
-    domain."""
+    """One virtual block device: `target`, a raw image or a block device of the host's; `vdev` as the guest names it;
+    `access`; `backend`, a driver domain."""
 
     target: Path
     vdev: Annotated[str, Meta(pattern=r"^vd[a-p]\Z")]
@@ -123,7 +123,8 @@ class VbdInfo(Struct, frozen=True):
 
 class DomainInfo(Struct, frozen=True):
     """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's
-    namespace."""
+    namespace. `paused_for`: for whom it stands still, or is about to: dom0, where the administrator had it paused, and
+    each driver of it that is given up."""
 
     domid: DomId
     name: str
@@ -139,6 +140,7 @@ class DomainInfo(Struct, frozen=True):
     jail: str
     restarts: int
     vbds: list[VbdInfo] = []
+    paused_for: list[Name] = []
 
 
 class DriverInfo(Struct, frozen=True):

@@ -23,7 +23,9 @@ __all__ = [
     "DomctlCreate",
     "DomctlDestroy",
     "DomctlGetInfo",
+    "DomctlPause",
     "DomctlShutdown",
+    "DomctlUnpause",
     "EvtchnAllocUnbound",
     "EvtchnBindInterdomain",
     "EvtchnClose",
@@ -32,13 +34,16 @@ __all__ = [
     "GnttabGrant",
     "GnttabMap",
     "Hypercall",
+    "PauseDone",
     "Pong",
     "SchedShutdown",
+    "SchedSoftReset",
     "ShutdownReason",
     "Started",
     "SysctlInject",
     "SysctlInfo",
     "SysctlDrivers",
+    "SysctlRestart",
     "Version",
     "XenbusConnect",
     "XenbusConnected",
@@ -95,6 +100,18 @@ class Pong(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields
     sequence: U32
 
 
+class PauseDone(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `PauseRequested`: done, or `why` not.
+
+    Caller:  a guest. No answer.
+    Promise: a guest that says so after it was to pause stands still: its processes were seen to use no CPU time.
+    Fault:   none; a wrong `sequence` counts as silence.
+    """
+
+    sequence: U32
+    why: Detail = ""
+
+
 class Version(Struct, tag=0x08, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Ask what hypervisor this is (`XENVER_version`).
 
@@ -116,6 +133,20 @@ class SchedShutdown(Struct, tag=0x10, array_like=True, frozen=True, forbid_unkno
     request: Request
     reason: ShutdownReason
     detail: Detail
+
+
+class SchedSoftReset(Struct, tag=0x11, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The caller's process has died and another has taken its place, in the same incarnation (`SHUTDOWN_soft_reset`).
+
+    Caller:  a guest's reaper, after the last word of the one process and before the first of the other. No answer but
+    `SoftReset`.
+    Promise: every port, grant and ring of the caller's is gone, whoever shared one is told `PeerReset`, the ping that
+    was on its way counts as answered. After `SoftReset` each backend of each vbd is offered anew, and those who serve
+    are said to be active. A backend keeps its images: it serves the next ring in the place of the earlier one.
+    Fault:   none; `how` is for the log, the end of the process before.
+    """
+
+    how: Annotated[str, Meta(max_length=128)]
 
 
 class EvtchnAllocUnbound(Struct, tag=0x18, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -263,7 +294,8 @@ class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknow
     Caller:  Dom0.
     Promise: an OK carries the new domid; anything else has left nothing behind.
     Errors:  EEXIST the name is taken, ENOENT a file or driver is missing, EBUSY another holds an image, EINVAL the
-             configuration cannot be, ENOMEM. The reply's `why` is one line for the administrator.
+             configuration cannot be, ENOSPC a driver serves all the disks that it can, ENOMEM. The reply's `why` is one
+             line for the administrator.
     """
 
     request: Request
@@ -307,6 +339,31 @@ class DomctlGetInfo(Struct, tag=0x33, array_like=True, frozen=True, forbid_unkno
     domid: Domain | None = None
 
 
+class DomctlPause(Struct, tag=0x34, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Have a guest's operating system stand still (`XEN_DOMCTL_pausedomain`, though it is not counted).
+
+    Caller:  Dom0.
+    Promise: OK when it stands still, also where it did already.
+    Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EIO or ETIMEDOUT it goes on.
+    """
+
+    request: Request
+    domid: Domain
+
+
+class DomctlUnpause(Struct, tag=0x35, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Take `DomctlPause` back.
+
+    Caller:  Dom0.
+    Promise: OK when it goes on, also where it had not been paused.
+    Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EIO or ETIMEDOUT it stands still,
+             EBUSY a driver of it is given up: it stays paused for that.
+    """
+
+    request: Request
+    domid: Domain
+
+
 class SysctlInfo(Struct, tag=0x38, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Ask about the host and the hypervisor (`XEN_SYSCTL_physinfo`).
 
@@ -341,11 +398,25 @@ class SysctlInject(Struct, tag=0x3A, array_like=True, frozen=True, forbid_unknow
     count: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 1
 
 
+class SysctlRestart(Struct, tag=0x3B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Replace the incarnation of a driver that serves, or start one that was given up. Its deaths are forgotten.
+
+    Caller:  Dom0.
+    Promise: OK when another incarnation serves; guests that stood still for want of it are going on.
+    Errors:  ENOENT no such driver, EIO it was given up meanwhile, ETIMEDOUT no other serves yet.
+    """
+
+    request: Request
+    driver: Name
+
+
 Hypercall = (
     Started
     | Pong
+    | PauseDone
     | Version
     | SchedShutdown
+    | SchedSoftReset
     | EvtchnAllocUnbound
     | EvtchnBindInterdomain
     | EvtchnClose
@@ -360,9 +431,12 @@ Hypercall = (
     | DomctlDestroy
     | DomctlShutdown
     | DomctlGetInfo
+    | DomctlPause
+    | DomctlUnpause
     | SysctlInfo
     | SysctlDrivers
     | SysctlInject
+    | SysctlRestart
 )
 
 DESCRIPTORS: dict[type[Struct], int] = {GnttabGrant: 1}

@@ -6,21 +6,26 @@ from msgspec import Meta, Struct
 
 from kernel.abi.codec import PART_BYTES
 from kernel.abi.hypercalls import ChannelKind, ShutdownReason
-from kernel.abi.ids import U32, GrantRef, Peer, Port, RequestId, VbdHandle
+from kernel.abi.ids import U32, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 
 __all__ = [
+    "NAMED_GUESTS",
     "AdminConnection",
     "BackendActive",
     "BackendOffered",
     "BackendWithdrawn",
+    "DriverGivenUp",
     "EvtchnConnected",
     "Misbehave",
+    "PauseRequested",
     "PeerDied",
+    "PeerReset",
     "Ping",
     "Reply",
     "ReplyPart",
     "ShutdownRequested",
+    "SoftReset",
     "Upcall",
     "VbdAttached",
     "VbdConnected",
@@ -28,6 +33,10 @@ __all__ = [
     "VbdImage",
     "VbdRing",
 ]
+
+
+NAMED_GUESTS = 32
+"""A list of names that fits a packet and a line of the log."""
 
 
 class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +76,26 @@ class ShutdownRequested(Struct, tag=0x83, array_like=True, frozen=True, forbid_u
     domain is ended."""
 
     reason: ShutdownReason
+
+
+class PauseRequested(Struct, tag=0x85, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a guest: have your operating system stand still, or go on, and say `PauseDone`. It may do so already. Comes
+    again only after that answer."""
+
+    sequence: U32
+    paused: bool
+
+
+class SoftReset(Struct, tag=0x86, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `SchedSoftReset`: what came before this was for the process that has died, what comes after it is for
+    its successor."""
+
+
+class PeerReset(Struct, tag=0x87, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """An incarnation that shared a port with the caller lives, but its process was replaced: ports and grants are gone
+    as if it had died."""
+
+    peer: Peer
 
 
 class EvtchnConnected(Struct, tag=0x88, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +178,15 @@ class AdminConnection(Struct, tag=0xA0, array_like=True, frozen=True, forbid_unk
     uid: int
 
 
+class DriverGivenUp(Struct, tag=0xA1, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To Dom0: this driver died too often and is left dead. `guests`, of whom 32 are named at most, have a disk of it
+    and are being paused."""
+
+    driver: Name
+    deaths: int
+    guests: Annotated[tuple[Name, ...], Meta(max_length=NAMED_GUESTS)]
+
+
 class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_fields=True):
     """To a driver: fail so, at the `count`-th time. `what` is an act, or `kill@POINT`, a fault point of its loop."""
 
@@ -161,7 +199,10 @@ Upcall = (
     | ReplyPart
     | Ping
     | PeerDied
+    | PeerReset
     | ShutdownRequested
+    | PauseRequested
+    | SoftReset
     | EvtchnConnected
     | VbdAttached
     | VbdRing
@@ -172,6 +213,7 @@ Upcall = (
     | BackendActive
     | BackendWithdrawn
     | AdminConnection
+    | DriverGivenUp
     | Misbehave
 )
 

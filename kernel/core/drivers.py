@@ -9,7 +9,7 @@ from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import Peer
 from kernel.core.restart import GiveUp, RestartPolicy, decide
 
-__all__ = ["STANDBY_AFTER_S", "Abandon", "Activate", "Driver", "Order", "Spawn", "Withdraw"]
+__all__ = ["STANDBY_AFTER_S", "Abandon", "Activate", "Driver", "End", "Order", "Spawn", "Withdraw"]
 
 STANDBY_AFTER_S = 0.05
 """After an incarnation has taken over, the next standby is cloned only so much later: to clone, jail and start it takes
@@ -48,13 +48,20 @@ class Abandon:
     window_s: float
 
 
-Order = Spawn | Activate | Withdraw | Abandon
+@dataclass(frozen=True, slots=True)
+class End:
+    """End this incarnation: the administrator wants another in its place."""
+
+    peer: Peer
+
+
+Order = Spawn | Activate | Withdraw | Abandon | End
 
 
 @dataclass(slots=True)
 class Driver:
-    """A driver domain. Feed it `boot`, `cloned`, `accused`, `died`, in the order in which they happen; obey its
-    orders in order."""
+    """A driver domain. Feed it `boot`, `cloned`, `accused`, `died`, `restart`, in the order in which they happen; obey
+    its orders in order."""
 
     policy: RestartPolicy
     wants_standby: bool
@@ -67,6 +74,8 @@ class Driver:
     _faulted: bool = False
     _had_active: bool = False
     _gave_way: bool = False
+    _replaced: Peer | None = None
+    _exhausted: bool = False
 
     def boot(self) -> list[Order]:
         """First of all."""
@@ -99,7 +108,21 @@ class Driver:
             if self.standby is not None:
                 promoted, self.standby = self.standby, None
                 orders.append(self._activate(promoted))
+        if peer == self._replaced:
+            return orders + self._fill(0.0, gives_way=promoted is not None)
         return orders + self._after_death(now_s, gives_way=promoted is not None)
+
+    def restart(self) -> list[Order]:
+        """The administrator wants another incarnation to serve. Its deaths are forgotten, and the one that makes room
+        is no death."""
+        self.deaths_s.clear()
+        self._exhausted = False
+        if self.active is not None:
+            self._replaced = self.active
+            return [End(self.active)]
+        if self.state is DomainState.GIVEN_UP:
+            self.state = DomainState.STARTING
+        return self._fill(0.0)
 
     def _activate(self, peer: Peer) -> Order:
         take_published = self._had_active and not self._faulted
@@ -110,12 +133,14 @@ class Driver:
     def _after_death(self, now_s: float, *, gives_way: bool) -> list[Order]:
         self.deaths_s = [*(d for d in self.deaths_s if d > now_s - self.policy.window_s), now_s]
         decision = decide(self.policy, self.deaths_s)
+        self._exhausted = isinstance(decision, GiveUp)
         if isinstance(decision, GiveUp):
             return self._give_up(decision)
         return self._fill(decision.delay_s, gives_way=gives_way)
 
     def _give_up(self, decision: GiveUp) -> list[Order]:
-        """Not while one serves, or is still to come: then only the wish for a further one is given up."""
+        """Not while one serves, or is still to come: then only the wish for a further one is given up, and that one is
+        the last."""
         if self.active is not None or self.spawning:
             return []
         self.state = DomainState.GIVEN_UP
@@ -124,7 +149,8 @@ class Driver:
     def _fill(self, delay_s: float, *, gives_way: bool = False) -> list[Order]:
         """Clones still wanted. One at a time, so that a standby never races the active one it stands by for; but where
         none serves, one that gives way is not waited for."""
-        wanted = self.active is None or (self.wants_standby and self.standby is None)
+        standby_wanted = self.wants_standby and self.standby is None and not self._exhausted
+        wanted = self.active is None or standby_wanted
         waited_for = self.spawning and not (self.active is None and self._gave_way and self.spawning == 1)
         if not wanted or waited_for or self.state is DomainState.GIVEN_UP:
             return []

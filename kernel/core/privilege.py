@@ -14,8 +14,10 @@ _DOM0 = frozenset({Kind.DOM0})
 ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.Started: _EVERYBODY,
     h.Pong: _EVERYBODY,
+    h.PauseDone: frozenset({Kind.GUEST}),
     h.Version: _EVERYBODY,
     h.SchedShutdown: _EVERYBODY,
+    h.SchedSoftReset: frozenset({Kind.GUEST}),
     h.EvtchnAllocUnbound: _EVERYBODY,
     h.EvtchnBindInterdomain: _EVERYBODY,
     h.EvtchnClose: _EVERYBODY,
@@ -30,9 +32,12 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.DomctlDestroy: _DOM0,
     h.DomctlShutdown: _DOM0,
     h.DomctlGetInfo: _DOM0,
+    h.DomctlPause: _DOM0,
+    h.DomctlUnpause: _DOM0,
     h.SysctlInfo: _DOM0,
     h.SysctlDrivers: _DOM0,
     h.SysctlInject: _DOM0,
+    h.SysctlRestart: _DOM0,
 }
 
 

@@ -1,4 +1,5 @@
-"""File systems that run out of space beneath an image: for errors that are the disk's own, not a stand-in's."""
+"""Block devices of a test's own, and file systems that run out of space beneath an image: for errors that are the
+disk's own, not a stand-in's."""
 
 import contextlib
 import errno
@@ -6,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tests.promises.conftest import NOT_POSSIBLE
 from tests.promises.events import DEADLINE_S
 
-__all__ = ["fill", "full_loop_device", "tmpfs"]
+__all__ = ["FreezableDisk", "fill", "freezable_disk", "full_loop_device", "loop_device", "mounted", "tmpfs"]
 
 MIB = 1 << 20
 
@@ -81,31 +83,74 @@ def full_loop_device(folder: Path, image_mib: int) -> Iterator[Path]:
         with backing.open("wb") as file:
             file.truncate(4 * image_mib * MIB)
         _run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=0", backing)
-        try:
-            loop = _run("losetup", "--find", "--show", backing)
-        except OSError as error:
-            pytest.skip(f"{NOT_POSSIBLE}a loop device: {error.strerror}")
-        try:
-            with _mounted(loop, folder / "disk") as disk:
-                image = disk / "image"
-                with image.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, image_mib * MIB)
-                os.sync()
-                fill(small)
-                yield image
-                (small / "ballast").unlink()
-        finally:
-            _run("losetup", "--detach", loop)
+        with loop_device(backing) as loop, mounted(loop, folder / "disk") as disk:
+            image = disk / "image"
+            with image.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, image_mib * MIB)
+            os.sync()
+            fill(small)
+            yield image
+            (small / "ballast").unlink()
 
 
 @contextlib.contextmanager
-def _mounted(device: str, folder: Path) -> Iterator[Path]:
+def loop_device(backing: Path, *options: str) -> Iterator[Path]:
+    """A block device that is that file."""
+    _need_root("a loop device")
+    try:
+        loop = _run("losetup", "--find", "--show", *options, backing)
+    except OSError as error:
+        pytest.skip(f"{NOT_POSSIBLE}a loop device: {error.strerror}")
+    try:
+        yield Path(loop)
+    finally:
+        _run("losetup", "--detach", loop)
+
+
+@contextlib.contextmanager
+def mounted(device: Path, folder: Path, options: str = "rw") -> Iterator[Path]:
+    """The ext4 file system that is on a block device, or in a file with the option `loop`."""
     folder.mkdir()
     try:
-        _run("mount", "-t", "ext4", device, folder)
+        _run("mount", "-t", "ext4", "-o", options, device, folder)
     except OSError as error:
         pytest.skip(f"{NOT_POSSIBLE}mounting ext4 from a loop device: {error.strerror}")
     try:
         yield folder
     finally:
         _unmount(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class FreezableDisk:
+    """An image on an ext4 file system of its own. Whoever writes to a frozen file system is in uninterruptible sleep
+    until it is thawed (fsfreeze(8))."""
+
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "image"
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While the block runs."""
+        _run("fsfreeze", "-f", self.folder)
+        try:
+            yield
+        finally:
+            _run("fsfreeze", "-u", self.folder)
+
+
+@contextlib.contextmanager
+def freezable_disk(folder: Path, image_mib: int) -> Iterator[FreezableDisk]:
+    """A disk whose driver can be made to sleep."""
+    _need_root("a file system that is frozen")
+    backing = folder / "backing"
+    with backing.open("wb") as file:
+        file.truncate((image_mib + 16) * MIB)
+    _run("mke2fs", "-q", "-F", "-t", "ext4", backing)
+    with mounted(backing, folder / "mounted", "loop") as filesystem:
+        disk = FreezableDisk(filesystem)
+        disk.image.write_bytes(bytes(image_mib * MIB))
+        yield disk

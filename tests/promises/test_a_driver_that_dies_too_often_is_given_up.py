@@ -14,7 +14,6 @@ from tests.promises.lab import DRIVER, ROOT, start_lab
 
 POLICY = "{ free_deaths = 2, backoff_s = 0.05, backoff_cap_s = 0.2, max_deaths = 6, window_s = 600 }"
 DEATHS = 6
-READ = ["dd", "if=/dev/vda", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]
 PAUSES = [0.05, 0.1, 0.2]
 """After the third, fourth and fifth death; the sixth is the last."""
 
@@ -60,19 +59,3 @@ def test_a_given_up_driver_is_shown_as_such_and_everything_else_goes_on(given_up
     assert orjson.loads(told.stdout)[0]["state"] == "given-up"
     given_up.create("diskless")
     assert given_up.run_in("diskless", "echo", "alive") == b"alive\n"
-
-
-def test_a_guest_of_a_given_up_driver_waits_and_sees_no_error(tmp_path, images):
-    policy = "{ free_deaths = 1, max_deaths = 1, window_s = 600 }"
-    with start_lab(tmp_path, restart=policy, shutdown_grace_s=0.2) as lab:
-        lab.create("waits", images("waits", 8))
-        lab.run_in("waits", "true")
-        peer = lab.watch.wait_serving()
-        os.kill(lab.watch.pid_of(peer), signal.SIGKILL)
-        lab.log.wait("driver.given_up", name=DRIVER)
-        with lab.client.command("waits", READ) as read:
-            wait_until(lambda: b"1" in lab.run_in("waits", "cat", "/sys/block/vda/inflight"), "a request that waits")
-            assert read.take() == []
-        assert b"I/O error" not in lab.client.dmesg("waits")
-        (vbd,) = lab.client.info("waits").vbds
-        assert vbd.state == "waiting"

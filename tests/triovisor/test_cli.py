@@ -229,3 +229,24 @@ async def _start(nursery: trio.Nursery, environment: dict[str, str], *words: str
     start = partial(trio.run_process, [*TV, *words], env=environment, check=False, **pipes)
     with trio.fail_after(60):
         return Running(await nursery.start(start))
+
+
+async def test_pause_unpause_and_a_drivers_restart_ask_for_it_and_print_nothing(hypervisor, tv):
+    guest = hypervisor.add_guest()
+    for words, wanted in (
+        (("pause", "web"), h.DomctlPause),
+        (("unpause", "web"), h.DomctlUnpause),
+        (("driver", "restart", "blkback"), h.SysctlRestart),
+    ):
+        done = await tv(*words)
+        assert (done.stdout, done.stderr) == (b"", b"")
+        assert isinstance(hypervisor.calls[-1], wanted)
+    assert hypervisor.calls[-1].driver == "blkback"
+    assert [call.domid for call in hypervisor.calls if isinstance(call, h.DomctlPause)] == [guest.info.domid]
+    assert (await tv("pause", "nobody", status=1)).stderr.startswith(b"tv: there is no domain 'nobody'")
+
+
+async def test_info_says_for_whom_a_guest_stands_still(hypervisor, tv):
+    hypervisor.add_guest(state=DomainState.PAUSED, paused_for=["dom0", "blkback"])
+    about = (await tv("info", "web")).stdout.decode()
+    assert "state                  : paused\npaused_for             : dom0, blkback\n" in about

@@ -8,6 +8,7 @@ import trio
 from kernel.abi import hypercalls as h
 from kernel.abi.guest_config import DomainState, GuestConfig
 from kernel.abi.status import Refused, Status
+from kernel.abi.upcalls import DriverGivenUp
 from tests.domains.dom0.asking import ask, refused
 from tests.domains.dom0.fake_hypervisor import domain_info
 
@@ -150,3 +151,56 @@ async def test_dmesg_of_a_guest_that_never_was_is_refused(hypervisor, client):
 async def test_dmesg_says_so_when_the_log_keeper_is_gone(hypervisor, client):
     hypervisor.keeper.socket.shutdown(socket.SHUT_RDWR)
     assert (await refused(client.dmesg, "web")).status is Status.EIO
+
+
+@pytest.mark.parametrize(("ask_for", "hypercall"), [("pause", h.DomctlPause), ("unpause", h.DomctlUnpause)])
+async def test_a_guest_is_paused_and_unpaused_by_its_number(hypervisor, client, ask_for, hypercall):
+    guest = hypervisor.add_guest()
+    await ask(getattr(client, ask_for), "web")
+    assert isinstance(hypervisor.calls[-1], hypercall)
+    assert hypervisor.calls[-1].domid == guest.info.domid
+    assert (await refused(getattr(client, ask_for), "wep")).why == (
+        "there is no domain 'wep', only 'web': tv list shows all"
+    )
+
+
+async def test_a_driver_is_restarted_by_its_name(hypervisor, client):
+    await ask(client.restart_driver, "blkback")
+    assert hypervisor.calls[-1] == h.SysctlRestart(hypervisor.calls[-1].request, "blkback")
+
+
+@pytest.mark.parametrize(
+    ("paused_for", "says"),
+    [
+        (["dom0"], "guest web is paused: tv unpause web"),
+        (["blkback"], "guest web is paused, and blkback given up: tv driver restart blkback"),
+        (["dom0", "blkback"], "guest web is paused, and blkback given up: tv unpause web; tv driver restart blkback"),
+    ],
+)
+async def test_a_paused_guest_takes_no_command_and_no_shutdown_and_says_what_lets_it_go_on(
+    hypervisor, client, paused_for, says
+):
+    hypervisor.add_guest(state=DomainState.PAUSED, paused_for=paused_for)
+    for act in (lambda: client.exec("web", ["true"]), lambda: client.shutdown("web")):
+        error = await refused(act)
+        assert (error.status, error.why) == (Status.EHOSTDOWN, says)
+
+
+async def test_a_guest_that_is_paused_while_its_end_is_waited_for_is_told_of(hypervisor, client, nursery):
+    guest = hypervisor.add_guest()
+    paused = domain_info(guest.info.domid, "web", state=DomainState.PAUSED, paused_for=["dom0"])
+
+    async def pause():
+        await trio.sleep(0.2)
+        hypervisor.domains["web"] = paused
+
+    nursery.start_soon(pause)
+    with trio.fail_after(10):
+        assert (await refused(client.shutdown, "web", wait_s=30)).why == "guest web is paused: tv unpause web"
+
+
+async def test_dom0_logs_a_driver_that_is_given_up(hypervisor, client):
+    await hypervisor.tell(DriverGivenUp("blkback", 6, ("web",)))
+    await ask(client.list)
+    told = [fields for event, fields in hypervisor.log.events if event == "driver.given_up"]
+    assert told == [{"name": "blkback", "deaths": 6, "guests": ["web"]}]

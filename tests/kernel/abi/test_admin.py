@@ -26,6 +26,9 @@ GOLDEN = [
     (admin.AdminDmesg(), "9207c0"),
     (admin.AdminDrivers(), "9108"),
     (admin.AdminInject("blk", "hang", 2), "9409a3626c6ba468616e6702"),
+    (admin.AdminPause("web"), "9210a3776562"),
+    (admin.AdminUnpause("web"), "9211a3776562"),
+    (admin.AdminRestart("blk"), "9212a3626c6b"),
     (admin.Part(b"\x00\xff"), "9220c40200ff"),
     (admin.Answer(Status.ENOENT, None, "no"), "942102c0a26e6f"),
     (ExecOffer(7), "920107"),
@@ -77,6 +80,9 @@ requests = st.one_of(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=64),
         st.integers(1, 0xFFFF_FFFF),
     ),
+    st.builds(admin.AdminPause, names),
+    st.builds(admin.AdminUnpause, names),
+    st.builds(admin.AdminRestart, names),
 )
 words = st.binary(max_size=40)
 exec_messages = st.one_of(

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import DomId, Generation, Peer
-from kernel.core.drivers import STANDBY_AFTER_S, Abandon, Activate, Driver, Spawn, Withdraw
+from kernel.core.drivers import STANDBY_AFTER_S, Abandon, Activate, Driver, End, Spawn, Withdraw
 from kernel.core.restart import RestartPolicy
 
 POLICY = RestartPolicy(free_deaths=2, backoff_s=0.1, max_deaths=6, window_s=10.0)
@@ -26,6 +26,8 @@ class DriverMachine(RuleBasedStateMachine):
         self.ordered = 0
         self.now_s = 0.0
         self.abandoned = False
+        self.replaced: Peer | None = None
+        self.deaths_s: list[float] = []
         self.obey(self.driver.boot())
 
     def obey(self, orders):
@@ -41,8 +43,12 @@ class DriverMachine(RuleBasedStateMachine):
                     self.served.append(peer)
                 case Withdraw(peer=peer):
                     assert peer not in self.living
-                case Abandon():
-                    assert not self.living or self.driver.active is None
+                case End(peer=peer):
+                    assert peer == self.driver.active
+                    self.replaced = peer
+                case Abandon(deaths=deaths):
+                    assert not self.living
+                    assert deaths == len(self.deaths_s) >= POLICY.max_deaths
                     self.abandoned = True
 
     @precondition(lambda self: self.ordered)
@@ -64,7 +70,18 @@ class DriverMachine(RuleBasedStateMachine):
             if peer == self.driver.active:
                 self.accused.add(peer)
         self.living.remove(peer)
+        if peer != self.replaced:
+            kept = [death for death in self.deaths_s if death > self.now_s - POLICY.window_s]
+            self.deaths_s = [*kept, self.now_s]
         self.obey(self.driver.died(peer, self.now_s))
+
+    @rule()
+    def the_administrator_restarts_it(self):
+        self.deaths_s = []
+        self.abandoned = False
+        before, served = self.replaced, self.driver.active
+        self.obey(self.driver.restart())
+        assert self.replaced == (served or before)
 
     @precondition(lambda self: self.abandoned)
     @rule()
@@ -73,8 +90,9 @@ class DriverMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_serves_or_is_to_come_or_all_is_given_up(self):
+        assert self.abandoned == (self.driver.state is DomainState.GIVEN_UP)
         if self.abandoned:
-            assert self.driver.state is DomainState.GIVEN_UP
+            assert not self.living
         else:
             assert self.driver.active in self.living or self.ordered >= 1
 
@@ -119,3 +137,52 @@ def test_a_standby_that_died_alone_is_followed_at_once():
     driver.cloned(peer(1))
     driver.cloned(peer(2))
     assert driver.died(peer(2), 1.0) == [Withdraw(peer(2)), Spawn(0.0)]
+
+
+def given_up() -> Driver:
+    """One that served, and died too often at one moment."""
+    driver = Driver(RestartPolicy(free_deaths=9, max_deaths=2), wants_standby=False)
+    driver.boot()
+    driver.cloned(peer(1))
+    driver.died(peer(1), 1.0)
+    driver.cloned(peer(2))
+    assert driver.died(peer(2), 1.0) == [Withdraw(peer(2)), Abandon(2, 10.0)]
+    return driver
+
+
+def test_a_driver_that_was_given_up_starts_anew_with_a_clean_record():
+    driver = given_up()
+    assert driver.restart() == [Spawn(0.0)]
+    assert driver.state is DomainState.STARTING
+    assert driver.cloned(peer(3)) == [Activate(peer(3), True)]
+    assert driver.died(peer(3), 1.0) == [Withdraw(peer(3)), Spawn(0.0)], "the first death since"
+
+
+def test_a_planned_restart_is_no_death_and_the_standby_takes_over():
+    driver = Driver(RestartPolicy(free_deaths=0, max_deaths=1), wants_standby=True)
+    driver.boot()
+    driver.cloned(peer(1))
+    driver.cloned(peer(2))
+    assert driver.restart() == [End(peer(1))]
+    orders = driver.died(peer(1), 1.0)
+    assert orders == [Withdraw(peer(1)), Activate(peer(2), True), Spawn(STANDBY_AFTER_S, gives_way=True)]
+    assert driver.deaths_s == []
+
+
+def test_a_restart_before_anybody_serves_orders_nothing_twice():
+    driver = Driver(POLICY, wants_standby=True)
+    assert driver.boot() == [Spawn(0.0)]
+    assert driver.restart() == []
+
+
+def test_a_driver_that_dies_before_its_standby_is_there_is_given_up_all_the_same():
+    driver = Driver(RestartPolicy(free_deaths=9, max_deaths=3, window_s=10.0), wants_standby=True)
+    driver.boot()
+    number = 0
+    for _ in range(6):
+        if driver.state is DomainState.GIVEN_UP:
+            break
+        number += 1
+        driver.cloned(peer(number))
+        driver.died(peer(number), 1.0)
+    assert (driver.state, number) == (DomainState.GIVEN_UP, 4)
