@@ -1,7 +1,9 @@
 """One vbd and the rings made for its backends: which one it uses, who rings, what is released when."""
 
+import contextlib
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,6 +15,9 @@ __all__ = ["Device", "Watch"]
 
 RELEASE_AFTER_S = 0.1
 """A ring is dropped when its backend is gone, and then what was in flight is on its way to the next one."""
+
+MOST_ASIDE = 1
+"""Rings that wait for that, of one vbd: backends that die in quick succession do not fill the guest's memory."""
 
 
 class Watch(Protocol):
@@ -32,6 +37,7 @@ class Device:
         self.vbd = vbd
         self._loop = loop
         self._offered: dict[Peer, Backing] = {}
+        self._aside: deque[Backing] = deque()
         self._on_fault = on_fault
 
     def serve(self) -> bool:
@@ -68,7 +74,7 @@ class Device:
             self._on_fault(predecessor, broken.what, broken.evidence)
         self._watch_doorbell()
         if old is not None:
-            _release_aside(old)
+            self._release_aside(old)
 
     def withdraw(self, peer: Peer) -> None:
         """This incarnation is gone. The ring in use stays until there is a successor."""
@@ -78,7 +84,7 @@ class Device:
             return
         backing = self._offered.pop(peer, None)
         if backing is not None:
-            _release_aside(backing)
+            self._release_aside(backing)
 
     def _distrust(self, broken: RingBroken) -> None:
         self._unwatch_doorbell()
@@ -105,9 +111,16 @@ class Device:
         for backing in backings:
             backing.release()
 
+    def _release_aside(self, backing: Backing) -> None:
+        """Unmapping and freeing 12 MiB takes milliseconds, which no guest shall wait for, least of all now."""
+        if len(self._aside) >= MOST_ASIDE:
+            self._release_one()
+        self._aside.append(backing)
+        timer = threading.Timer(RELEASE_AFTER_S, self._release_one)
+        timer.daemon = True
+        timer.start()
 
-def _release_aside(backing: Backing) -> None:
-    """Unmapping and freeing 12 MiB takes milliseconds, which no guest shall wait for, least of all now."""
-    timer = threading.Timer(RELEASE_AFTER_S, backing.release)
-    timer.daemon = True
-    timer.start()
+    def _release_one(self) -> None:
+        """On any thread: the longest waiting, if another thread has not had it."""
+        with contextlib.suppress(IndexError):
+            self._aside.popleft().release()

@@ -12,6 +12,7 @@ import trio
 from domains.native.domain import Domain
 from domains.native.program import BadProgram, Main, describe, load
 from domains.runtime import domain as runtime
+from domains.runtime.threads import share_one_arena
 from kernel.abi.hypercalls import SchedShutdown, ShutdownReason
 from kernel.abi.packet import close_all
 from kernel.abi.roles import NativeStart
@@ -20,6 +21,9 @@ from kernel.abi.upcalls import ShutdownRequested
 __all__ = ["main"]
 
 STDOUT, STDERR = 1, 2
+
+EXIT_FAILED = 70
+"""EX_SOFTWARE of sysexits.h."""
 
 
 class _End(NamedTuple):
@@ -32,15 +36,20 @@ class _End(NamedTuple):
 async def main(domain: runtime.Domain) -> None:
     """Run the program to its end, and say what that was."""
     start = msgspec.msgpack.decode(domain.config, type=NativeStart)
+    share_one_arena()
     _take_console(domain.descriptors["console"])
     async with runtime.open_domain(domain):
         try:
             end = await _run(domain, start)
-        except Exception as error:  # ours, not the program's: as where its memory leaves no room for a ring
+        except Exception as error:
             end = _crash(error, _name(start))
-        finally:
-            _flush_console()
-        await domain.call(SchedShutdown, reason=end.reason, detail=end.detail[:512])
+        await _say_end(domain, end)
+
+
+async def _say_end(domain: runtime.Domain, end: _End) -> None:
+    """All that it printed first."""
+    _flush_console()
+    await domain.call(SchedShutdown, reason=end.reason, detail=end.detail[:512])
 
 
 async def _run(domain: runtime.Domain, start: NativeStart) -> _End:
@@ -55,12 +64,29 @@ async def _run(domain: runtime.Domain, start: NativeStart) -> _End:
         os.close(domain.descriptors["program"])
     asked = _Asked()
     async with trio.open_nursery() as nursery:
-        guest = Domain(domain, nursery, start)
-        nursery.start_soon(_take_upcalls, domain, guest, asked)
+        ours: trio.Nursery = await nursery.start(_carry, domain, _name(start))
+        guest = Domain(domain, ours, start)
+        ours.start_soon(_take_upcalls, domain, guest, asked)
         await domain.started()
         end = await _follow(function, guest, _name(start), asked)
         nursery.cancel_scope.cancel()
     return end
+
+
+async def _carry(
+    domain: runtime.Domain, name: str, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Keep what the program stands on. When that fails, as where its memory leaves no room for a ring, the guest ends
+    with it at once: the program may be waiting, and not to be cancelled, for what will never come."""
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.sleep_forever()
+    except Exception as error:
+        try:
+            await _say_end(domain, _crash(error, name))
+        finally:
+            os._exit(EXIT_FAILED)
 
 
 class _Asked:

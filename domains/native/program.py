@@ -79,4 +79,4 @@ def describe(error: BaseException, name: str) -> str:
         what = f"exit status {said}" if isinstance(error.code, int) else said
     else:
         what = f"{type(error).__name__}{': ' if said else ''}{said}"
-    return f"{name}:{lines[-1] if lines else 1}: {what}"
+    return f"{name}:{lines[-1]}: {what}" if lines else f"{name}: {what}"
