@@ -13,6 +13,7 @@ from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import ShutdownRequested
 from kernel.core.domains import Kind
 from kernel.core.restart import GiveUp, RestartAfter, decide
+from kernel.events import wait_any
 from kernel.guest_bodies import body_of, manifest_of
 from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
@@ -65,16 +66,8 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
 
 async def _started(machine: Machine, guest: Guest, incarnation: Incarnation) -> None:
     """Wait for the actor's first word, or for the end that came before it."""
-    async with trio.open_nursery() as nursery:
-
-        async def first(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.cancel_scope.deadline = trio.current_time() + START_DEADLINE_S
-        nursery.start_soon(first, incarnation.started)
-        nursery.start_soon(first, incarnation.gone)
-        await trio.sleep_forever()
+    with trio.move_on_after(START_DEADLINE_S):
+        await wait_any(incarnation.started, incarnation.gone)
     if not incarnation.started.is_set():
         name = guest.config.name
         how = guest.last_end or f"it said nothing for {START_DEADLINE_S:g} s"

@@ -196,7 +196,9 @@ def _pong(_machine: Machine, caller: Incarnation, call: h.Pong, _riding: list[in
 
 
 def _pause_done(machine: Machine, caller: Incarnation, call: h.PauseDone, _riding: list[int]) -> Answer:
-    pausing.answered(machine, caller, call)
+    if machine.guests[caller.record.domid].config.type == "native":
+        raise Refused(Status.EPERM, "a native guest says that it stands still: nobody asked it")
+    pausing.answered(machine, caller, call.sequence, call.why)
     return Answer()
 
 

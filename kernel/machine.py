@@ -1,5 +1,6 @@
 """The state of a running hypervisor: its tables, and who is alive."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from kernel.core.drivers import Driver, Order
 from kernel.core.evtchn import EventChannels
 from kernel.core.grants import GrantTable
 from kernel.core.pausing import Pausing
+from kernel.core.unheard import Unheard
 from kernel.core.vbds import VbdTable
 from kernel.images import Image
 from kernel.link import Link
@@ -38,7 +40,8 @@ HANGS, HANGS_PER_S = 3.0, 1 / 60
 @dataclass(eq=False, slots=True)
 class Incarnation:
     """One living incarnation: its channel at once, its process when the zygote has cloned it. `held`: it is in
-    uninterruptible sleep, and can neither answer nor be ended."""
+    uninterruptible sleep, and can neither answer nor be ended. `stood_until_s`: until then it was stopped; infinite
+    while it is. What it is to hear of its backends is `unheard` meanwhile."""
 
     peer: Peer
     record: DomainRecord
@@ -56,9 +59,16 @@ class Incarnation:
     detail: str = ""
     ended_for: str = ""
     held: bool = False
+    stood_until_s: float = 0.0
+    unheard: Unheard = field(default_factory=Unheard)
     waiting_calls: int = 0
     hangs: Allowance = field(default_factory=lambda: Allowance(HANGS, HANGS_PER_S))
     resets: Allowance = field(default_factory=lambda: Allowance(SOFT_RESETS, SOFT_RESETS_PER_S))
+
+    @property
+    def stopped(self) -> bool:
+        """Its process stands still: it neither reads nor answers."""
+        return self.stood_until_s == math.inf
 
     def __str__(self) -> str:
         return f"{self.record.name} ({self.peer})"

@@ -103,9 +103,9 @@ class Pong(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields
 class PauseDone(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Answer to `PauseRequested`: done, or `why` not.
 
-    Caller:  a guest. No answer.
+    Caller:  a PV guest's actor. No answer.
     Promise: a guest that says so after it was to pause stands still: its processes were seen to use no CPU time.
-    Fault:   none; a wrong `sequence` counts as silence.
+    Fault:   a native guest's; the hypervisor stops that itself. A wrong `sequence` counts as silence.
     """
 
     sequence: U32
