@@ -18,6 +18,7 @@ from bench.guest import measure_guest
 from bench.kills import measure_kills
 from bench.load import BenchError
 from bench.machine import describe_machine
+from bench.native import measure_native
 from bench.report import render_json, render_page, render_text
 from bench.rows import GROUPS, Row
 from kernel.abi.run import new_run
@@ -36,6 +37,7 @@ MEASURES: dict[str, Measure] = {
     "actor": measure_actor,
     "domain": measure_domain,
     "guest": measure_guest,
+    "native": measure_native,
 }
 
 

@@ -20,6 +20,7 @@ GROUPS = {
     "actor": ("actor.gap.p50", "actor.gap.p95"),
     "domain": ("domain.start.p50", "domain.uss"),
     "guest": ("guest.create_to_init.p50", "guest.create20"),
+    "native": ("native.create_to_main.p50",),
 }  # fmt: skip
 """Group → its rows, in the order in which they are shown."""
 
@@ -111,6 +112,7 @@ REACH: dict[str, tuple[Reach, ...]] = {
     "domain.uss": _at_most(4),
     "guest.create_to_init.p50": _at_most(150) + _ratio(0.67),
     "guest.create20": _at_most(1.8),
+    "native.create_to_main.p50": _at_most(10),
 }
 """What a row is to reach on a machine with two cores. A guest's start may take 1.5 times its peer's: ratio 0.67."""
 

@@ -66,7 +66,8 @@ async def run_hypervisor(manifest: Manifest, run: RunFolder, say: Callable[[str]
 async def _boot_domains(machine: Machine) -> None:
     """Dom0 first, then the drivers. Zygotes of all roles warm up at once."""
     manifest = machine.manifest
-    roles = {manifest.dom0.role, manifest.guests.role, *(driver.role for driver in manifest.driver)}
+    guests = {manifest.guests.role, manifest.native.role}
+    roles = {manifest.dom0.role, *guests, *(driver.role for driver in manifest.driver)}
     async with trio.open_nursery() as nursery:
         for role in sorted(roles):
             nursery.start_soon(machine.zygotes.warm, role)

@@ -8,7 +8,7 @@ from kernel.abi.guest_config import GuestConfig
 from kernel.abi.status import Refused, Status
 from kernel.manifest import GuestManifest
 
-__all__ = ["cache_path", "open_boot_files", "read_lpj"]
+__all__ = ["cache_path", "open_boot_files", "open_program", "read_lpj"]
 
 ELF_MAGIC = b"\x7fELF"
 
@@ -36,6 +36,11 @@ def open_boot_files(manifest: GuestManifest, config: GuestConfig) -> dict[str, i
             f"guest {config.name}: kernel {config.kernel or manifest.kernel} {wrong}: name a linux.uml",
         )
     return {"kernel": kernel, "ramdisk": ramdisk}
+
+
+def open_program(config: GuestConfig) -> int:
+    """A native guest's program. Refuses a file that is not there."""
+    return _open(config.program or "", config.name, "program", "give the path of a Python program")
 
 
 def _wrong_with_kernel(descriptor: int) -> str:

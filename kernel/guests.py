@@ -4,30 +4,26 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import msgspec
 import trio
 
-from kernel.abi.guest_config import MIB, Action, DomainState, GuestConfig
+from kernel.abi.guest_config import ONLY_FOR, Action, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
-from kernel.abi.roles import GuestStart, GuestVbd
-from kernel.abi.spawn import Jail
+from kernel.abi.ids import Peer
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import ShutdownRequested
-from kernel.boot_files import open_boot_files, read_lpj
 from kernel.core.domains import Kind
 from kernel.core.restart import GiveUp, RestartAfter, decide
+from kernel.events import wait_any
+from kernel.guest_bodies import body_of, manifest_of
 from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
-from kernel.lifetimes import Body, embody
+from kernel.lifetimes import embody
 from kernel.machine import Guest, Incarnation, Machine
 from kernel.manifest import DriverManifest, parse_cpus
 from kernel.pausing import hold_anew
 from kernel.xenbus import frontend_came, frontend_went
 
-__all__ = ["create", "destroy", "find_guest", "request_shutdown"]
-
-GUEST_OVERHEAD_BYTES = 64 * MIB
-"""Of /dev/shm beyond the guest's memory: what UML keeps of its own in the file that is its memory."""
+__all__ = ["create", "destroy", "find_guest", "request_shutdown", "resolve_peer"]
 
 IMAGE_WAIT_S = 1.0
 """A backend lets go of a destroyed guest's image within milliseconds; a guest created anew on it waits so long."""
@@ -55,10 +51,10 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
         for image in images:
             image.close()
         raise
-    guest = Guest(record, config, _choose_cpu(machine, config))
+    guest = Guest(record, config, _choose_cpus(machine, config))
     machine.guests[record.domid] = guest
     _add_vbds(machine, guest, images)
-    machine.log.info("guest.created", name=config.name, memory=config.memory, cpu=guest.cpu)
+    machine.log.info("guest.created", name=config.name, type=config.type, memory=config.memory, cpus=guest.cpus)
     try:
         incarnation = _start(machine, guest)
     except Refused:
@@ -70,24 +66,15 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
 
 async def _started(machine: Machine, guest: Guest, incarnation: Incarnation) -> None:
     """Wait for the actor's first word, or for the end that came before it."""
-    async with trio.open_nursery() as nursery:
-
-        async def first(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.cancel_scope.deadline = trio.current_time() + START_DEADLINE_S
-        nursery.start_soon(first, incarnation.started)
-        nursery.start_soon(first, incarnation.gone)
-        await trio.sleep_forever()
+    with trio.move_on_after(START_DEADLINE_S):
+        await wait_any(incarnation.started, incarnation.gone)
     if not incarnation.started.is_set():
-        guest.destroying = True
-        how = incarnation.ended_for or incarnation.detail or "see its log"
+        name = guest.config.name
+        how = guest.last_end or f"it said nothing for {START_DEADLINE_S:g} s"
         if not incarnation.gone.is_set():
             end(machine, incarnation, "did not start")
-        elif guest.record.domid in machine.guests:
-            _remove(machine, guest)
-        raise Refused(Status.EIO, f"guest {guest.config.name} did not start: {how}")
+        mend = "" if incarnation.detail else f": its log says more, and tv dmesg {name}"
+        raise Refused(Status.EIO, f"guest {name} did not start: {how}{mend}")
 
 
 def find_guest(machine: Machine, domid: int) -> Guest:
@@ -120,7 +107,19 @@ def request_shutdown(machine: Machine, guest: Guest, reason: ShutdownReason) -> 
     post(machine, guest.incarnation, ShutdownRequested(reason))
 
 
+def resolve_peer(machine: Machine, caller: Incarnation, name: str) -> Peer | None:
+    """`EvtchnResolve`: the running incarnation of a guest that the caller's configuration names."""
+    guest = machine.guests[caller.record.domid]
+    if name not in guest.config.peers:
+        raise Refused(Status.EPERM, f"{name!r} is no peer of {guest.config.name}: add it to peers in its TOML")
+    for other in machine.guests.values():
+        if other.config.name == name and other.incarnation is not None and other.incarnation.started.is_set():
+            return other.incarnation.peer
+    return None
+
+
 def _check(machine: Machine, config: GuestConfig) -> None:
+    _check_type(config)
     vdevs = [disk.vdev for disk in config.disk]
     if len(set(vdevs)) != len(vdevs):
         raise Refused(Status.EINVAL, f"guest {config.name}: two disks share a vdev: give each its own of vda … vdp")
@@ -129,6 +128,18 @@ def _check(machine: Machine, config: GuestConfig) -> None:
         if cpu not in os.sched_getaffinity(0):
             have = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             raise Refused(Status.EINVAL, f"guest {config.name}: cpus = {config.cpus!r}: this host has {have}")
+
+
+def _check_type(config: GuestConfig) -> None:
+    """Refuse what means nothing for this type of guest, rather than overlook it."""
+    for key, kind in ONLY_FOR.items():
+        if kind != config.type and getattr(config, key):
+            raise Refused(
+                Status.EINVAL,
+                f"guest {config.name}: {key} is for a guest of type {kind}, this one is {config.type}: leave it out",
+            )
+    if config.type == "native" and not config.program:
+        raise Refused(Status.EINVAL, f"guest {config.name}: program is missing: give the path of a Python program")
 
 
 def _check_backends(machine: Machine, config: GuestConfig) -> None:
@@ -179,36 +190,19 @@ def _add_vbds(machine: Machine, guest: Guest, images: list[Image]) -> None:
         machine.images[vbd.handle] = image
 
 
-def _choose_cpu(machine: Machine, config: GuestConfig) -> int:
-    """The allowed CPU with the fewest guests. User-Mode Linux is two to four times faster on one CPU than on two."""
+def _choose_cpus(machine: Machine, config: GuestConfig) -> tuple[int, ...]:
+    """All allowed ones for a native guest; for Linux the one with the fewest guests, since User-Mode Linux is two to
+    four times faster on one CPU than on two."""
     allowed = parse_cpus(config.cpus) if config.cpus else tuple(sorted(os.sched_getaffinity(0)))
-    load = {cpu: sum(1 for guest in machine.guests.values() if guest.cpu == cpu) for cpu in allowed}
-    return min(allowed, key=lambda cpu: (load[cpu], cpu))
+    if config.type == "native":
+        return allowed
+    load = {cpu: sum(1 for guest in machine.guests.values() if guest.cpus == (cpu,)) for cpu in allowed}
+    return (min(allowed, key=lambda cpu: (load[cpu], cpu)),)
 
 
 def _start(machine: Machine, guest: Guest) -> Incarnation:
-    """Begin an incarnation of a guest. Its kernel and ramdisk are opened anew: a mended file counts at the next
-    reboot."""
-    manifest = machine.manifest.guests
-    vbds = machine.vbds.of_guest(guest.record.domid)
-    start = GuestStart(
-        guest.config,
-        [GuestVbd(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only) for vbd in vbds],
-        guest.cpu,
-        read_lpj(manifest),
-    )
-    descriptors = open_boot_files(manifest, guest.config)
-    memory_bytes = guest.config.memory * MIB
-    jail = Jail(
-        kind="guest",
-        proc=True,
-        shm_bytes=memory_bytes + GUEST_OVERHEAD_BYTES,
-        tmp_bytes=16 * MIB,
-        run_bytes=MIB,
-        nofile=4096,
-        nproc=4096,
-    )
-    body = Body(manifest.role, jail, msgspec.msgpack.encode(start), descriptors, manifest.heartbeat, console=True)
+    """Begin an incarnation of a guest."""
+    body = body_of(machine, guest)
     incarnation = embody(machine, guest.record.domid, body, lambda gone, how: _gone(machine, guest, gone, how))
     guest.incarnation = incarnation
     guest.record.state = DomainState.STARTING
@@ -222,6 +216,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     left = incarnation.ended_for in ("", OVERSTAYED)
     reason = incarnation.shutdown if incarnation.shutdown is not None and left else ShutdownReason.CRASH
     guest.incarnation = None
+    guest.last_end = how
     frontend_went(machine, guest.record.domid)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
@@ -229,7 +224,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
         ShutdownReason.POWEROFF: guest.config.on_poweroff,
         ShutdownReason.REBOOT: guest.config.on_reboot,
     }.get(reason, guest.config.on_crash)
-    if guest.destroying or machine.stopping or action is Action.DESTROY:
+    if guest.destroying or not guest.lasting or machine.stopping or action is Action.DESTROY:
         _remove(machine, guest)
     elif action is Action.RESTART:
         _restart(machine, guest, reason)
@@ -239,7 +234,7 @@ def _restart(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
     """Start it again. A reboot is the guest's own wish, though not without end at once; a crash counts towards giving
     it up."""
     guest.restarts += 1
-    policy, now = machine.manifest.guests.restart, trio.current_time()
+    policy, now = manifest_of(machine, guest.config).restart, trio.current_time()
     if reason is ShutdownReason.REBOOT:
         guest.reboots_s = [*(t for t in guest.reboots_s if t > now - policy.window_s), now]
         decision = decide(policy, guest.reboots_s)

@@ -7,7 +7,6 @@ import trio
 
 from kernel.abi.status import DomainFault
 from kernel.abi.upcalls import Ping
-from kernel.core.domains import Kind
 from kernel.incarnation import end, end_for_fault, post, who
 from kernel.machine import Incarnation, Machine
 from kernel.sampling import sample
@@ -56,7 +55,8 @@ async def _rest(incarnation: Incarnation, asked_s: float, interval_s: float) -> 
 
 
 async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) -> bool:
-    """Ask once. In uninterruptible sleep a domain cannot answer and cannot be ended: it is waited for.
+    """Ask once. In uninterruptible sleep a domain cannot answer and cannot be ended: it is waited for, as is one that
+    was stopped meanwhile.
 
     A hypervisor that comes late itself has not looked into the channel meanwhile, and may blame nobody.
     """
@@ -70,6 +70,8 @@ async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) ->
             incarnation.held = False
             return True
         if trio.current_time() - patience.deadline > LATE_S:
+            continue
+        if incarnation.stood_until_s > patience.deadline - incarnation.heartbeat.deadline_s:
             continue
         if not _in_uninterruptible_sleep(incarnation):
             return False
@@ -85,7 +87,7 @@ async def _revives(machine: Machine, incarnation: Incarnation) -> bool:
     machine.log.error("domain.hung", **who(incarnation), silent_s=deadline_s)
     incarnation.ponged = trio.Event()
     await sample(machine, incarnation)
-    if _tell_reaper(incarnation):
+    if _tell_reaper(machine, incarnation):
         with trio.move_on_after(deadline_s):
             await incarnation.ponged.wait()
             return True
@@ -93,9 +95,10 @@ async def _revives(machine: Machine, incarnation: Incarnation) -> bool:
     return False
 
 
-def _tell_reaper(incarnation: Incarnation) -> bool:
+def _tell_reaper(machine: Machine, incarnation: Incarnation) -> bool:
     """Have a guest's reaper end its actor. False where there is none, or this was of no use before."""
-    reaper = incarnation.child if incarnation.record.kind is Kind.GUEST else None
+    guest = machine.guests.get(incarnation.record.domid)
+    reaper = incarnation.child if guest is not None and guest.config.type == "pv" else None
     if reaper is None or not incarnation.hangs.has(1, trio.current_time()):
         return False
     try:

@@ -183,6 +183,7 @@ def _started(machine: Machine, caller: Incarnation, _call: h.Started, _riding: l
     domain = machine.drivers.get(caller.record.domid)
     if domain is None:
         caller.record.state = DomainState.RUNNING
+        machine.guests[caller.record.domid].lasting = True
     elif domain.driver.active == caller.peer:
         serves(machine, domain)
     return Answer()
@@ -195,7 +196,9 @@ def _pong(_machine: Machine, caller: Incarnation, call: h.Pong, _riding: list[in
 
 
 def _pause_done(machine: Machine, caller: Incarnation, call: h.PauseDone, _riding: list[int]) -> Answer:
-    pausing.answered(machine, caller, call)
+    if machine.guests[caller.record.domid].config.type == "native":
+        raise Refused(Status.EPERM, "a native guest says that it stands still: nobody asked it")
+    pausing.answered(machine, caller, call.sequence, call.why)
     return Answer()
 
 
@@ -262,6 +265,10 @@ def _evtchn_bind(machine: Machine, caller: Incarnation, call: h.EvtchnBindInterd
 def _evtchn_close(machine: Machine, caller: Incarnation, call: h.EvtchnClose, _riding: list[int]) -> Answer:
     machine.evtchn.close(caller.peer, call.port)
     return Answer()
+
+
+def _evtchn_resolve(machine: Machine, caller: Incarnation, call: h.EvtchnResolve, _riding: list[int]) -> Answer:
+    return Answer(guests.resolve_peer(machine, caller, call.name))
 
 
 def _gnttab_grant(machine: Machine, caller: Incarnation, call: h.GnttabGrant, riding: list[int]) -> Answer:
@@ -385,6 +392,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.EvtchnAllocUnbound: _evtchn_alloc_unbound,
     h.EvtchnBindInterdomain: _evtchn_bind,
     h.EvtchnClose: _evtchn_close,
+    h.EvtchnResolve: _evtchn_resolve,
     h.GnttabGrant: _gnttab_grant,
     h.GnttabMap: _gnttab_map,
     h.GnttabEnd: _gnttab_end,

@@ -1,5 +1,6 @@
 """The state of a running hypervisor: its tables, and who is alive."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from kernel.core.drivers import Driver, Order
 from kernel.core.evtchn import EventChannels
 from kernel.core.grants import GrantTable
 from kernel.core.pausing import Pausing
+from kernel.core.unheard import Unheard
 from kernel.core.vbds import VbdTable
 from kernel.images import Image
 from kernel.link import Link
@@ -39,7 +41,8 @@ HANGS, HANGS_PER_S = 3.0, 1 / 60
 class Incarnation:
     """One living incarnation: its channel at once, its process when the zygote has cloned it. `held`: it is in
     uninterruptible sleep, and can neither answer nor be ended. `stirred`: somebody has wanted something of it since its
-    last ping."""
+    last ping. `stood_until_s`: until then it was stopped; infinite while it is. What it is to hear of its backends is
+    `unheard` meanwhile."""
 
     peer: Peer
     record: DomainRecord
@@ -58,9 +61,16 @@ class Incarnation:
     detail: str = ""
     ended_for: str = ""
     held: bool = False
+    stood_until_s: float = 0.0
+    unheard: Unheard = field(default_factory=Unheard)
     waiting_calls: int = 0
     hangs: Allowance = field(default_factory=lambda: Allowance(HANGS, HANGS_PER_S))
     resets: Allowance = field(default_factory=lambda: Allowance(SOFT_RESETS, SOFT_RESETS_PER_S))
+
+    @property
+    def stopped(self) -> bool:
+        """Its process stands still: it neither reads nor answers."""
+        return self.stood_until_s == math.inf
 
     def __str__(self) -> str:
         return f"{self.record.name} ({self.peer})"
@@ -85,12 +95,15 @@ class Guest:
 
     record: DomainRecord
     config: GuestConfig
-    cpu: int
+    cpus: tuple[int, ...]
     incarnation: Incarnation | None = None
     deaths_s: list[float] = field(default_factory=list)
     reboots_s: list[float] = field(default_factory=list)
     restarts: int = 0
+    last_end: str = ""
     destroying: bool = False
+    lasting: bool = False
+    """It has started once. One that never did is removed with its first incarnation, whatever its `on_*` settings."""
     accusations_s: list[float] = field(default_factory=list)
     pausing: Pausing = field(default_factory=Pausing)
     pause_answered: trio.Event = field(default_factory=trio.Event)

@@ -19,6 +19,7 @@ __all__ = [
     "Heartbeat",
     "Manifest",
     "ManifestError",
+    "NativeManifest",
     "load_manifest",
     "parse_cpus",
 ]
@@ -78,12 +79,21 @@ class GuestManifest(Struct, frozen=True, forbid_unknown_fields=True):
     restart: RestartPolicy = RestartPolicy(max_deaths=10, window_s=30.0)
 
 
+class NativeManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """How native guests are run."""
+
+    role: Module = "domains.native.main"
+    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0)
+    restart: RestartPolicy = RestartPolicy(max_deaths=10, window_s=30.0)
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """All of `boot.toml`. `faults` allows drivers to be told to misbehave."""
 
     driver: Annotated[list[DriverManifest], Meta(max_length=64)]
     dom0: Dom0Manifest = Dom0Manifest()
     guests: GuestManifest = GuestManifest()
+    native: NativeManifest = NativeManifest()
     faults: bool = False
     shutdown_grace_s: Annotated[float, Meta(ge=0, le=600)] = 5.0
 

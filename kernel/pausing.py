@@ -3,13 +3,14 @@
 import trio
 
 from kernel.abi.guest_config import DomainState
-from kernel.abi.hypercalls import PauseDone
 from kernel.abi.ids import DOM0, DomId
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import PauseRequested
 from kernel.core.pausing import Ask, Pausing, Stand
+from kernel.events import wait_any
 from kernel.incarnation import post
 from kernel.machine import Guest, Incarnation, Machine
+from kernel.standing import go_on, stand_still
 
 __all__ = [
     "answered", "hold_all", "hold_anew", "let_go", "pause", "paused_for", "release_all", "stands",
@@ -43,19 +44,19 @@ async def unpause(machine: Machine, guest: Guest) -> None:
         raise Refused(Status.EBUSY, f"guest {name} stays paused while {', '.join(drivers)} is given up: {mend}")
 
 
-def answered(machine: Machine, caller: Incarnation, call: PauseDone) -> None:
-    """`PauseDone`: how an order to a guest's actor went."""
+def answered(machine: Machine, caller: Incarnation, sequence: int, why: str) -> None:
+    """How an order to a guest's actor went (`PauseDone`), or to a native guest's process."""
     guest = machine.guests[caller.record.domid]
     pausing = guest.pausing
     if guest.incarnation is not caller or pausing.settled:
         return
     before = pausing.stand
-    ask = pausing.answered(call.sequence, call.why)
+    ask = pausing.answered(sequence, why)
     if pausing.stand is before:
         return
     name = guest.config.name
-    if call.why:
-        machine.log.error("guest.pause_failed", name=name, order=before.value, why=call.why)
+    if why:
+        machine.log.error("guest.pause_failed", name=name, order=before.value, why=why)
     elif before is Stand.UNPAUSING:
         machine.log.info("guest.unpaused", name=name)
     else:
@@ -124,8 +125,26 @@ def _check_lives(guest: Guest) -> None:
 
 
 def _obey(machine: Machine, guest: Guest, ask: Ask | None) -> None:
-    if ask is not None and guest.incarnation is not None:
+    if ask is None or guest.incarnation is None:
+        return
+    if guest.config.type == "native":
+        machine.nursery.start_soon(_do_itself, machine, guest.incarnation, ask)
+    else:
         post(machine, guest.incarnation, PauseRequested(ask.sequence, ask.paused))
+
+
+async def _do_itself(machine: Machine, incarnation: Incarnation, ask: Ask) -> None:
+    """A native guest has no actor that could be told."""
+    why = ""
+    try:
+        if ask.paused:
+            await stand_still(machine, incarnation)
+        else:
+            go_on(machine, incarnation)
+    except Refused as refusal:
+        why = refusal.why
+    if not incarnation.gone.is_set():
+        answered(machine, incarnation, ask.sequence, why)
 
 
 async def _settled(guest: Guest) -> Pausing:
@@ -134,20 +153,9 @@ async def _settled(guest: Guest) -> Pausing:
     assert incarnation is not None
     with trio.move_on_after(ANSWER_S):
         while not pausing.settled and not incarnation.gone.is_set():
-            await _either(guest.pause_answered, incarnation.gone)
+            await wait_any(guest.pause_answered, incarnation.gone)
     if incarnation.gone.is_set():
         raise Refused(Status.EHOSTDOWN, f"guest {guest.config.name} ended meanwhile")
     if not pausing.settled:
         raise Refused(Status.ETIMEDOUT, f"guest {guest.config.name} has not said within {ANSWER_S:g} s that it did so")
     return pausing
-
-
-async def _either(*events: trio.Event) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def first(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(first, event)

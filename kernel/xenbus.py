@@ -19,6 +19,7 @@ from kernel.abi.upcalls import (
     VbdRing,
 )
 from kernel.core.drivers import Activate
+from kernel.core.unheard import News
 from kernel.core.vbds import Vbd
 from kernel.incarnation import end_for_fault, post, who
 from kernel.machine import Incarnation, Machine
@@ -60,8 +61,7 @@ def backend_went(machine: Machine, driver: DomId, peer: Peer) -> None:
     """An incarnation of a driver is gone: tell the frontends."""
     for vbd in machine.vbds.of_driver(driver):
         vbd.rings.pop(peer, None)
-        if vbd.frontend in machine.alive:
-            post(machine, machine.alive[vbd.frontend], BackendWithdrawn(vbd.handle, peer))
+        _tell(machine, vbd, BackendWithdrawn(vbd.handle, peer))
 
 
 def frontend_came(machine: Machine, guest: Incarnation) -> None:
@@ -161,8 +161,7 @@ def _accuses_too_often(machine: Machine, caller: Incarnation) -> bool:
 
 def _introduce(machine: Machine, vbd: Vbd, backend: Incarnation) -> None:
     post(machine, backend, VbdAttached(vbd.handle, vbd.sectors, vbd.read_only))
-    if vbd.frontend in machine.alive:
-        post(machine, machine.alive[vbd.frontend], BackendOffered(vbd.handle, backend.peer))
+    _tell(machine, vbd, BackendOffered(vbd.handle, backend.peer))
 
 
 def _activate(machine: Machine, vbd: Vbd, backend: Incarnation, take_published: bool) -> None:
@@ -173,5 +172,15 @@ def _activate(machine: Machine, vbd: Vbd, backend: Incarnation, take_published: 
         machine.log.error("vbd.unserved", vbd=vbd.vdev, handle=vbd.handle, backend=str(backend.peer), why=refusal.why)
         return
     post(machine, backend, VbdImage(vbd.handle), descriptors=(image,))
-    if vbd.frontend in machine.alive:
-        post(machine, machine.alive[vbd.frontend], BackendActive(vbd.handle, backend.peer, take_published))
+    _tell(machine, vbd, BackendActive(vbd.handle, backend.peer, take_published))
+
+
+def _tell(machine: Machine, vbd: Vbd, news: News) -> None:
+    """The frontend, if there is one: now, or when it goes on."""
+    frontend = machine.alive.get(vbd.frontend) if vbd.frontend is not None else None
+    if frontend is None:
+        return
+    if frontend.stopped:
+        frontend.unheard.add(news)
+    else:
+        post(machine, frontend, news)

@@ -79,6 +79,8 @@ def test_a_project_without_imports_keeps_every_contract(skeleton):
         ("domains.runtime", "kernel.core"),
         ("domains.runtime", "domains.virtio"),
         ("domains.virtio", "domains.frontends"),
+        ("domains.frontends", "domains.native"),
+        ("domains.native", "domains.guests"),
         ("domains.frontends", "domains.guests"),
         ("domains.guests", "domains.dom0"),
         ("domains.guests", "drivers.blkback"),

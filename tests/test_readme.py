@@ -20,6 +20,7 @@ HYPERVISOR = "python -m kernel\n"
 def environment(tmp_path_factory):
     """As a person has it after `make setup` and activating the virtual environment, in a folder of his own."""
     folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
     return {
         "cwd": folder,

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from kernel.abi.guest_config import MIN_MEMORY_MIB, DiskConfig, GuestConfig
+from kernel.abi.guest_config import MIN_MEMORY_MIB, ONLY_FOR, DiskConfig, GuestConfig
 from triovisor.disks import ConfigError, read_disks, shown
 
 __all__ = ["ConfigError", "load"]
@@ -16,13 +16,16 @@ __all__ = ["ConfigError", "load"]
 _RIGHT = {
     "name": "letters, digits and _ . + -, a letter or digit first, at most 64 in all",
     "memory": f"a whole number of MiB, {MIN_MEMORY_MIB} to 65536",
-    "type": 'the kind of guest there is, "pv"',
+    "type": '"pv", Linux, or "native", a Python program',
     "vcpus": "1, since a guest of this kind has one",
     "cpus": 'CPUs as a string, such as "1" or "0-1,3"',
     "kernel": 'the path of a guest kernel, such as "/usr/bin/linux.uml"',
     "ramdisk": "the path of an initramfs",
     "root": 'one of the disks as the guest names it, such as "/dev/vda"',
     "extra": "words for the guest's kernel line, a string of at most 1024 characters",
+    "program": "the path of a Python program with async def main(domain)",
+    "args": "the program's arguments, an array of strings",
+    "peers": "names of guests that it may speak with, an array of strings",
     "on_poweroff": '"destroy", "restart" or "preserve"',
     "on_reboot": '"destroy", "restart" or "preserve"',
     "on_crash": '"destroy", "restart" or "preserve"',
@@ -59,7 +62,8 @@ def _guest(table: dict[str, Any], folder: Path) -> GuestConfig:
     if "name" not in table:
         raise ConfigError('name is missing: add a line such as name = "web"')
     values = {key: _value(key, value) for key, value in table.items() if key != "disk"}
-    for key in ("kernel", "ramdisk"):
+    _check_type(values)
+    for key in ("kernel", "ramdisk", "program"):
         if key in values:
             values[key] = _file(key, values[key], folder)
     disks = read_disks(table.get("disk", []), folder)
@@ -70,6 +74,18 @@ def _guest(table: dict[str, Any], folder: Path) -> GuestConfig:
 def _unknown_key(key: str) -> str:
     near = difflib.get_close_matches(key, _TYPES, 1)
     return f"unknown key {key!r}: " + (f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(_TYPES)}")
+
+
+def _check_type(values: dict[str, Any]) -> None:
+    """A key of another type of guest is a mistake, even with a value that says nothing."""
+    kind = values.get("type", "pv")
+    for key in values:
+        if ONLY_FOR.get(key, kind) != kind:
+            raise ConfigError(
+                f'{key} is for a guest with type = "{ONLY_FOR[key]}", this one has type = "{kind}": leave it out'
+            )
+    if kind == "native" and "program" not in values:
+        raise ConfigError(f"program is missing: give {_RIGHT['program']}")
 
 
 def _value(key: str, value: Any) -> Any:
@@ -84,7 +100,8 @@ def _value(key: str, value: Any) -> Any:
 def _file(key: str, value: str, folder: Path) -> str:
     path = folder / value
     if not path.is_file():
-        raise ConfigError(f"{key} = {shown(value)}: no such file: give {_RIGHT[key]}, or leave it out for the default")
+        default = "" if key == "program" else ", or leave it out for the default"
+        raise ConfigError(f"{key} = {shown(value)}: no such file: give {_RIGHT[key]}{default}")
     return os.path.normpath(path)
 
 

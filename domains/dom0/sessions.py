@@ -105,7 +105,7 @@ class Sessions:
         except trio.WouldBlock:
             raise Refused(Status.EAGAIN, f"{MAX_COMMANDS} commands are running: ask again when one has ended") from None
         try:
-            guest = await self._toolstack.running_guest(name)
+            guest = await self._toolstack.guest_with_agent(name)
             async with self._agents.command(guest) as command:
                 if not await _send_all(connection, [Answer(Status.OK)]):
                     return

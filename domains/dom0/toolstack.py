@@ -101,6 +101,14 @@ class Toolstack:
             raise _paused(guest)
         return guest
 
+    async def guest_with_agent(self, name: str) -> DomainInfo:
+        """The guest of that name, if it is one that runs commands. Refuses a native one (EINVAL) too."""
+        guest = await self.running_guest(name)
+        if guest.kind == "native":
+            why = f"guest {name} is a native one, a Python program without an agent: tv dmesg {name} shows its console"
+            raise Refused(Status.EINVAL, why)
+        return guest
+
     async def _domains(self) -> list[DomainInfo]:
         return _infos((await self._domain.call(DomctlGetInfo)).value)
 

@@ -6,6 +6,7 @@ import socket
 from domains.frontends.pool import Pool
 from domains.runtime.doorbell import Doorbell
 from domains.virtio.queue import Segments
+from kernel.abi.guest_config import MIB
 from kernel.abi.io.blkif import (
     EVENT,
     PROD,
@@ -16,10 +17,11 @@ from kernel.abi.io.blkif import (
     RING_BYTES,
     SLOT_MASK,
     SLOTS,
+    SMALL_RING_BYTES,
 )
 from kernel.abi.io.ring import COUNT_MASK, Sealed, make_fence, passes
 
-__all__ = ["Backing", "RingBroken"]
+__all__ = ["Backing", "RingBroken", "size_of_rings"]
 
 _PACK = REQUEST.pack_into
 
@@ -31,6 +33,13 @@ class RingBroken(Exception):
         super().__init__(what)
         self.what = what
         self.evidence = evidence
+
+
+def size_of_rings(memory_mib: int, vbds: int) -> int:
+    """Of either grant of a ring: large, unless a guest's rings would take more than its memory once more. Each vbd has
+    one for the backend that serves and one for its standby, and the guest one to spare."""
+    large = (2 * vbds + 1) * 2 * RING_BYTES
+    return RING_BYTES if large <= memory_mib * MIB else SMALL_RING_BYTES
 
 
 class Backing:

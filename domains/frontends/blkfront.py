@@ -2,27 +2,19 @@
 
 import contextlib
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 
-from domains.frontends.backing import Backing, RingBroken
+from domains.frontends.backing import Backing
+from domains.frontends.device import Device
 from domains.frontends.terminator import Terminator, session_for
-from domains.frontends.vbd import Link, Vbd, VbdStats
+from domains.frontends.vbd import Vbd, VbdStats
 from domains.runtime.data_loop import DataLoop
 from domains.virtio.queue import QueueFault
 from kernel.abi.ids import Peer, VbdHandle
 
 __all__ = ["Backing", "BlkfrontLoop", "OnFault", "OnStall", "VbdFront"]
-
-RELEASE_AFTER_S = 0.1
-"""A ring is dropped when its backend is gone, and then what was in flight is on its way to the next one."""
-
-STALLED_AFTER_S, STALLED_AGAIN_S = 0.05, 1.0
-"""A backend that owes an answer for so long may hang, and the hypervisor is to look; again while it lasts. A disk takes
-so long when it is busy."""
 
 OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 """`(handle, peer, what, evidence)`: that backend, or the guest where `peer` is None, broke the rules."""
@@ -44,112 +36,31 @@ class VbdFront:
     in_flight: int
 
 
-class _Device:
-    """A vbd with its guest's connection and the rings made for its backends."""
+class _Served:
+    """A vbd with its guest's connection."""
 
     def __init__(self, front: VbdFront, loop: DataLoop, on_fault: OnFault, on_stall: OnStall) -> None:
-        self.vbd = Vbd(front.sectors, read_only=front.read_only, serial=f"triovisor-{front.vdev}")
-        self._loop = loop
-        self._offered: dict[Peer, Backing] = {}
-        self._on_fault = partial(on_fault, front.handle)
-        self._on_stall = partial(on_stall, front.handle)
-        self._told_at = 0.0
-        self._terminator = Terminator(
+        vbd = Vbd(front.sectors, read_only=front.read_only, serial=f"triovisor-{front.vdev}")
+        self.device = Device(vbd, loop, partial(on_fault, front.handle), partial(on_stall, front.handle))
+        self.terminator = Terminator(
             loop,
-            self.vbd,
+            vbd,
             front.line,
             front.in_flight,
             partial(session_for, front.sectors, read_only=front.read_only),
-            on_guest_fault=partial(self._on_fault, None),
+            on_guest_fault=partial(on_fault, front.handle, None),
         )
 
     def serve(self) -> bool:
         try:
-            return self.vbd.serve()
-        except RingBroken as broken:
-            self._distrust(broken)
+            return self.device.serve()
         except QueueFault as fault:
-            self._terminator.fail(fault.what, fault.evidence)
+            self.terminator.fail(fault.what, fault.evidence)
         return True
 
-    def patience_s(self) -> float | None:
-        """Seconds until its backend will have owed an answer for too long; tells once it has. None: it owes none."""
-        since, peer = self.vbd.silent_since(), self.vbd.peer
-        if since is None or peer is None:
-            return None
-        now = monotonic()
-        due = max(since + STALLED_AFTER_S, self._told_at + STALLED_AGAIN_S)
-        if due > now:
-            return due - now
-        self._told_at = now
-        self._on_stall(peer)
-        return STALLED_AGAIN_S
-
-    def offer(self, peer: Peer, backing: Backing) -> None:
-        self._offered[peer] = backing
-
-    def attach_doorbell(self, peer: Peer, doorbell: socket.socket) -> None:
-        backing = self.vbd.backing if peer == self.vbd.peer else self._offered.get(peer)
-        if backing is None:
-            doorbell.close()
-            return
-        backing.attach_doorbell(doorbell)
-        if backing is self.vbd.backing:
-            self._watch_doorbell()
-
-    def activate(self, peer: Peer, *, take_published: bool) -> None:
-        backing = self._offered.pop(peer, None)
-        if backing is None:
-            return
-        self._unwatch_doorbell()
-        predecessor = self.vbd.peer
-        old, broken = self.vbd.activate(peer, backing, take_published=take_published)
-        if broken is not None:
-            self._on_fault(predecessor, broken.what, broken.evidence)
-        self._watch_doorbell()
-        if old is not None:
-            _release_aside(old)
-
-    def withdraw(self, peer: Peer) -> None:
-        if peer == self.vbd.peer:
-            self._unwatch_doorbell()
-            self.vbd.withdraw()
-            return
-        backing = self._offered.pop(peer, None)
-        if backing is not None:
-            _release_aside(backing)
-
-    def _distrust(self, broken: RingBroken) -> None:
-        self._unwatch_doorbell()
-        self.vbd.distrust()
-        self._on_fault(self.vbd.peer, broken.what, broken.evidence)
-
-    def _rung(self) -> None:
-        backing = self.vbd.backing
-        if backing is not None and backing.doorbell is not None and not backing.doorbell.drain():
-            self._unwatch_doorbell()
-
-    def _watch_doorbell(self) -> None:
-        if self.vbd.backing is not None and self.vbd.backing.doorbell is not None and self.vbd.link is Link.SERVING:
-            self._loop.watch(self.vbd.backing.doorbell.fileno(), self._rung)
-
-    def _unwatch_doorbell(self) -> None:
-        if self.vbd.backing is not None and self.vbd.backing.doorbell is not None:
-            self._loop.unwatch(self.vbd.backing.doorbell.fileno())
-
     def close(self) -> None:
-        self._terminator.close()
-        self._unwatch_doorbell()
-        backings = [*self._offered.values(), *([self.vbd.backing] if self.vbd.backing is not None else [])]
-        for backing in backings:
-            backing.release()
-
-
-def _release_aside(backing: Backing) -> None:
-    """Unmapping and freeing 12 MiB takes milliseconds, which no guest shall wait for, least of all now."""
-    timer = threading.Timer(RELEASE_AFTER_S, backing.release)
-    timer.daemon = True
-    timer.start()
+        self.terminator.close()
+        self.device.close()
 
 
 class BlkfrontLoop:
@@ -161,9 +72,11 @@ class BlkfrontLoop:
 
     def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault, on_stall: OnStall) -> None:
         self._loop = DataLoop("blkfront", self)
-        self._devices = {front.handle: _Device(front, self._loop, on_fault, on_stall) for front in vbds}
+        served = {front.handle: _Served(front, self._loop, on_fault, on_stall) for front in vbds}
+        self._devices = {handle: each.device for handle, each in served.items()}
         self._vbds = [device.vbd for device in self._devices.values()]
-        self._served = [device.serve for device in self._devices.values()]
+        self._serve = [each.serve for each in served.values()]
+        self._close = [each.close for each in served.values()]
         self._resting = False
 
     def start(self) -> None:
@@ -173,9 +86,9 @@ class BlkfrontLoop:
     def stop(self) -> None:
         """End the loop, wait for that, and give everything back, lines included."""
         self._loop.stop()
-        for device in self._devices.values():
+        for close in self._close:
             with contextlib.suppress(ValueError):
-                device.close()
+                close()
 
     def offer(self, handle: VbdHandle, peer: Peer, backing: Backing) -> None:
         """A ring for this incarnation, from now on the loop's own. Before `activate` of the same."""
@@ -208,7 +121,7 @@ class BlkfrontLoop:
     def serve(self) -> bool:
         """For the loop: a turn of each vbd."""
         found = False
-        for serve in self._served:
+        for serve in self._serve:
             found = serve() or found
         return found
 

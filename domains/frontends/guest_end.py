@@ -1,11 +1,14 @@
 """The guest's end of a vbd: its virtqueue, its memory, and how it is signalled."""
 
 import os
+from collections import deque
 from time import monotonic
+from typing import Protocol
 
-from domains.virtio.queue import SplitQueue
+from domains.virtio.in_flight import InFlight
+from domains.virtio.queue import Chain, Plain
 
-__all__ = ["GuestEnd"]
+__all__ = ["GuestEnd", "Queue"]
 
 LOOK_AGAIN_S = 0.001
 """How long a guest has to look at what it was given before it is signalled once more."""
@@ -15,20 +18,38 @@ PATIENCE, PATIENT_LOOK_S = 20, 0.05
 _ONE = (1).to_bytes(8, "little")
 
 
+class Queue(Protocol):
+    """Where a vbd takes requests from and puts what became of them: a virtqueue (`virtio.queue.SplitQueue` says what
+    each of these promises), or whatever serves a program as one."""
+
+    in_flight: InFlight
+    again: deque[int]
+
+    def offers(self) -> bool: ...
+    def take_plain(self) -> Plain | None: ...
+    def take(self) -> Chain | None: ...
+    def chain(self, head: int) -> Chain: ...
+    def untake(self) -> None: ...
+    def park(self) -> bool: ...
+    def publish(self, head: int, written: int) -> None: ...
+    def wants_signal(self) -> bool: ...
+    def unseen(self) -> bool: ...
+
+
 class GuestEnd:
     """A queue while the guest has one set up: `queue` and `view`, its memory, are valid together."""
 
     __slots__ = ("_call", "_nudges", "_signalled_at", "queue", "resignalled", "view")
 
     def __init__(self) -> None:
-        self.queue: SplitQueue | None = None
+        self.queue: Queue | None = None
         self.view = memoryview(b"")
         self.resignalled = 0
         self._call = -1
         self._nudges = 0
         self._signalled_at = 0.0
 
-    def start(self, queue: SplitQueue, view: memoryview) -> None:
+    def start(self, queue: Queue, view: memoryview) -> None:
         """The guest has set up its queue in the memory `view`."""
         self.queue, self.view = queue, view
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from domains.frontends.backing import Backing
-from domains.frontends.guest_end import GuestEnd
+from domains.frontends.guest_end import GuestEnd, Queue
 from domains.frontends.ledger import Ledger
 from domains.frontends.pool import PAGE_BYTES
 from domains.virtio import blk
 from domains.virtio.blk import S_IOERR, S_OK, S_UNSUPP, Request, Type
-from domains.virtio.queue import Segments, SplitQueue
+from domains.virtio.queue import Segments
 from kernel.abi.io.blkif import SLOTS, Op
 from kernel.abi.status import KernelBug
 
@@ -68,7 +68,7 @@ class Poster:
         """The guest's queue is gone, and with it all that was only begun."""
         self.parts.clear()
 
-    def post_requests(self, queue: SplitQueue, backing: Backing) -> None:
+    def post_requests(self, queue: Queue, backing: Backing) -> None:
         """Post what the guest offers, until there is no more of it, or no room, or others must have their turn.
 
         Raises QueueFault; what was posted before is published all the same.
@@ -99,7 +99,7 @@ class Poster:
             backing.publish()
             self._guest.signal_if_wanted()
 
-    def _post_again(self, queue: SplitQueue, backing: Backing) -> bool:
+    def _post_again(self, queue: Queue, backing: Backing) -> bool:
         """Post what a predecessor of this process had taken, before anything newer. False when there is no room for all
         of it yet."""
         while queue.again:
@@ -110,7 +110,7 @@ class Poster:
             queue.again.popleft()
         return True
 
-    def _post_plain(self, queue: SplitQueue, backing: Backing, most: int) -> int:
+    def _post_plain(self, queue: Queue, backing: Backing, most: int) -> int:
         """The fast way: reads and writes of at most a page, one after the other. Stops before whatever else it meets.
 
         How many it has posted.
@@ -149,7 +149,7 @@ class Poster:
         self.posted += count
         return count
 
-    def _post(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> int:
+    def _post(self, queue: Queue, backing: Backing, head: int, request: Request) -> int:
         """Post one request, or answer it here. Its bytes of data, or -1 when there is no room for it yet."""
         kind, sector, segments, length, status_at = request
         disk = self._disk
@@ -196,7 +196,7 @@ class Poster:
         self.parts[head] = _Rest(rest.kind, sector, after, rest.length - length, rest.status_at, rest.whole)
         return 0
 
-    def _post_other(self, queue: SplitQueue, backing: Backing, head: int, request: Request) -> int:
+    def _post_other(self, queue: Queue, backing: Backing, head: int, request: Request) -> int:
         """The requests that move no data through the pool."""
         kind, _, segments, length, status_at = request
         sector = size = 0
@@ -220,7 +220,7 @@ class Poster:
         self.posted += 1
         return 0
 
-    def _answer_here(self, queue: SplitQueue, head: int, status_at: int, status: int, written: int = 0) -> int:
+    def _answer_here(self, queue: Queue, head: int, status_at: int, status: int, written: int = 0) -> int:
         """Answer without a backend. 0: it moves no data."""
         self._guest.view[status_at] = status
         queue.publish(head, written + 1)

@@ -60,6 +60,7 @@ class Terminator:
         self._on_guest_fault = on_guest_fault
         self._memory: GuestMemory | None = None
         self._kick = self._call = -1
+        self._queue: SplitQueue | None = None
         line.setblocking(False)
         loop.watch(line.fileno(), self._receive)
 
@@ -124,11 +125,11 @@ class Terminator:
                 case CallChanged(call=call):
                     self._set_call(call)
                 case QueueStarted():
-                    queue, view = self._queue(event.kick, event.layout, event.event_index, event.next_available)
+                    queue, view = self._make_queue(event.kick, event.layout, event.event_index, event.next_available)
                     queue.begin()
                     started = queue, view
                 case QueueResumed():
-                    queue, view = self._queue(event.kick, event.layout, event.event_index)
+                    queue, view = self._make_queue(event.kick, event.layout, event.event_index)
                     queue.resume()
                     self._vbd.guest.start(queue, view)
                     self._vbd.guest.signal()
@@ -146,7 +147,7 @@ class Terminator:
             os.set_blocking(descriptor, False)
         self._vbd.guest.set_call(descriptor)
 
-    def _queue(
+    def _make_queue(
         self, kick: int, layout: QueueLayout, event_index: bool, next_available: int = 0
     ) -> tuple[SplitQueue, memoryview]:
         """A queue in the guest's memory, kicked from now on."""
@@ -156,6 +157,7 @@ class Terminator:
         queue = SplitQueue(
             self._memory, layout, event_index=event_index, next_available=next_available, in_flight=self._in_flight
         )
+        self._queue = queue
         self._loop.watch(self._kick, _kicked, edge=True)
         return queue, self._memory.view
 
@@ -164,7 +166,7 @@ class Terminator:
             self._loop.unwatch(self._kick)
             os.close(self._kick)
             self._kick = -1
-        queue = self._vbd.guest.queue
+        queue, self._queue = self._queue, None
         if queue is not None:
             self._session.stopped_at = queue.next_available
             self._vbd.stop_queue()

@@ -5,9 +5,10 @@ from typing import NoReturn
 
 import trio
 
+from domains.frontends.backing import size_of_rings
 from domains.guests.commands import Commands
 from domains.guests.console import Console
-from domains.guests.disks import Disks, size_of_rings
+from domains.guests.disks import Disks
 from domains.guests.mconsole import Mconsole
 from domains.guests.notes import Notes
 from domains.guests.reaper import AGENT_FD, CONSOLE_FD, RAMDISK_FD, OsEnded, OsStart, Succeeds, decode, encode_start
@@ -162,15 +163,15 @@ class Actor:
     async def _take(self, message: object, descriptors: list[int]) -> None:
         match message:
             case BackendOffered():
-                await self._disks.offered(message)
+                await self._disks.xenbus.offered(message)
             case BackendActive():
-                self._disks.active(message)
+                self._disks.xenbus.active(message)
             case BackendWithdrawn():
-                self._disks.withdrawn(message)
+                self._disks.xenbus.withdrawn(message)
             case EvtchnConnected(port=port, peer=peer) if port == AGENT_PORT:
                 self._commands.take_orders_from(descriptors.pop(0), peer)
             case EvtchnConnected(port=port):
-                if self._disks.connected(port, descriptors[0]):
+                if self._disks.xenbus.connected(port, descriptors[0]):
                     descriptors.pop(0)
             case PeerDied(peer=peer) if peer.domid == DOM0:
                 await self._open_agent_port()

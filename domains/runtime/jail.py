@@ -32,6 +32,7 @@ __all__ = [
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _STDERR_FILENO = 2
 _ABOVE_ALL = 1 << 30
+_WITHOUT_FILES = ("driver", "native")
 
 
 class JailFailed(Exception):
@@ -86,7 +87,12 @@ def prepare(namespaces: Iterable[str], own_uids: bool, proc: int, trees: Iterabl
         landlock_abi=abi,
         rules=rules,
         ruleset=landlock.make_ruleset(abi, rules) if abi else -1,
-        filters={"driver": (driver := filter_for("driver")), "dom0": driver, "guest": filter_for("guest")},
+        filters={
+            "driver": (driver := filter_for("driver")),
+            "dom0": driver,
+            "native": driver,
+            "guest": filter_for("guest"),
+        },
     )
 
 
@@ -97,14 +103,15 @@ def refusal(spec: Jail, names: Iterable[str]) -> str:
         return f"no descriptor named {CONTROL}"
     if len(set(listed)) != len(listed):
         return "two descriptors of one name"
-    if spec.kind == "driver" and (spec.proc or spec.shm_bytes or spec.tmp_bytes or spec.run_bytes):
-        return "a driver has no /proc and nothing that can be written"
+    if spec.kind in _WITHOUT_FILES and (spec.proc or spec.shm_bytes or spec.tmp_bytes or spec.run_bytes):
+        return f"a {spec.kind} domain has no /proc and nothing that can be written"
     return ""
 
 
 def can_be_entered_ahead(spec: Jail) -> bool:
-    """Whether the jail depends on nothing that only the order brings: a guest's rules name files that it is given."""
-    return spec.kind != "guest"
+    """Whether the next order's jail is known: that of a driver's next incarnation, whose rules name no file that only
+    the order brings. The next guest is another domain."""
+    return spec.kind not in ("guest", "native")
 
 
 def enter(host: Host, spec: Jail, domid: DomId, files: Iterable[int] = ()) -> None:

@@ -1,10 +1,10 @@
 """Which system calls each kind of domain may make.
 
-A driver or Dom0 runs Python, Trio and threads over descriptors that it was given: a list of what is allowed. A guest
-runs a whole kernel as an ordinary program (User-Mode Linux, QEMU): a list of what is forbidden. What is forbidden fails
-with EPERM rather than kills: libraries try calls they can do without, and an errno in a log says more than a SIGSYS.
-Only a foreign ABI kills, for it has no honest use here. clone3 hides its flags from a filter, so it does not exist
-(ENOSYS), and the C library falls back to clone.
+A driver, Dom0 or a native guest runs Python, Trio and threads over descriptors that it was given: a list of what is
+allowed. A PV guest runs a whole kernel as an ordinary program (User-Mode Linux, QEMU): a list of what is forbidden.
+What is forbidden fails with EPERM rather than kills: libraries try calls they can do without, and an errno in a log
+says more than a SIGSYS. Only a foreign ABI kills, for it has no honest use here. clone3 hides its flags from a filter,
+so it does not exist (ENOSYS), and the C library falls back to clone.
 
 Numbers are from Linux's `arch/x86/entry/syscalls/syscall_64.tbl`.
 """

@@ -16,7 +16,12 @@ OWN_PACKAGES = frozenset({"kernel", "domains", "drivers", "triovisor", "tests", 
 
 _EVERY_ROLE = ("kernel.abi", "domains.runtime")
 _FRONT = ("domains.virtio", "domains.frontends", "domains.native")
-_BESIDES = {"domains.frontends": ("domains.virtio",), "domains.guests": _FRONT, "domains.dom0": _FRONT}
+_BESIDES = {
+    "domains.frontends": ("domains.virtio",),
+    "domains.native": ("domains.virtio", "domains.frontends"),
+    "domains.guests": _FRONT,
+    "domains.dom0": _FRONT,
+}
 
 
 class WallError(ImportError):

@@ -3,7 +3,6 @@
 Trio takes upcalls; the rings are served by a loop of their own, in a thread beside it.
 """
 
-import ctypes
 import socket
 import threading
 
@@ -13,6 +12,7 @@ import trio
 from domains.runtime.domain import Call, Domain, open_domain
 from domains.runtime.faults import FaultPoints
 from domains.runtime.numbers import Numbers
+from domains.runtime.threads import share_one_arena
 from domains.runtime.turn import wait_turn
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.hypercalls import (
@@ -32,9 +32,6 @@ __all__ = ["REHEARSAL", "main"]
 
 STACK_BYTES = 512 << 10
 """Of a thread's. Each vbd that flushes has one, and a thousand of the usual 8 MiB are no address space to spare."""
-_M_ARENA_MAX = -8
-"""`malloc.h`: how many arenas the C library may make. Each takes 64 MiB of address space, one for each new thread up to
-eight times the CPUs, and is of no use to threads that hold one interpreter lock."""
 
 _NOBODY = Peer(DomId(0), Generation(0))
 REHEARSAL = (
@@ -47,7 +44,7 @@ REHEARSAL = (
 async def main(domain: Domain) -> None:
     """Serve until the hypervisor ends us."""
     threading.stack_size(STACK_BYTES)
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    share_one_arena()
     start = msgspec.msgpack.decode(domain.config, type=DriverStart)
     async with trio.open_nursery() as nursery:
         backend = Blkback(domain, nursery, faults_allowed=start.faults)

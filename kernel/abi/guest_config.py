@@ -10,6 +10,7 @@ from kernel.abi.ids import DomId, Generation, Name, Path, VbdHandle
 __all__ = [
     "MIB",
     "MIN_MEMORY_MIB",
+    "ONLY_FOR",
     "Action",
     "Cpus",
     "DiskConfig",
@@ -31,6 +32,9 @@ Cpus = Annotated[str, Meta(max_length=256, pattern=r"^[0-9]{1,4}(-[0-9]{1,4})?(,
 """A list of CPUs and ranges, as `xl.cfg` has it: "0,2-3". Linux knows 8,192."""
 
 
+Argument = Annotated[str, Meta(max_length=1024, pattern=r"^[^\0]*\Z")]
+
+
 class Action(enum.StrEnum):
     """What follows the end of a guest (`xl.cfg`: on_poweroff, on_reboot, on_crash)."""
 
@@ -50,25 +54,43 @@ class DiskConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class GuestConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """A guest, as `tv create` reads it from TOML. Memory in MiB. `cpus` pins it; without it the hypervisor chooses one.
+    """A guest, as `tv create` reads it from TOML. Memory in MiB. `cpus` pins it; without it the hypervisor chooses one
+    for a PV guest, and a native one runs anywhere.
 
-    `kernel` and `ramdisk` name files; the boot manifest has the defaults. `root` is a vbd that the initramfs
-    mounts and switches to; without it the guest stays in its initramfs.
+    `type` is "pv", Linux, or "native", a Python program. `kernel` and `ramdisk` name files of a PV guest; the boot
+    manifest has the defaults. `root` is a vbd that the initramfs mounts and switches to; without it the guest stays in
+    its initramfs. `program` is a native guest's file, `args` its arguments, `peers` the guests whose present
+    incarnation it may ask for by name (`EvtchnResolve`). `ONLY_FOR` says which field is whose.
     """
 
     name: Name
     memory: Annotated[int, Meta(ge=MIN_MEMORY_MIB, le=65536)] = 64
-    type: Literal["pv"] = "pv"
+    type: Literal["pv", "native"] = "pv"
     vcpus: Annotated[int, Meta(ge=1, le=1)] = 1
     cpus: Cpus | None = None
     kernel: Path | None = None
     ramdisk: Path | None = None
     root: Annotated[str, Meta(pattern=r"^/dev/vd[a-p]\Z")] | None = None
     extra: Annotated[str, Meta(max_length=1024, pattern=r"^[^\0]*\Z")] = ""
+    program: Path | None = None
+    args: Annotated[list[Argument], Meta(max_length=64)] = []
+    peers: Annotated[list[Name], Meta(max_length=64)] = []
     disk: Annotated[list[DiskConfig], Meta(max_length=16)] = []
     on_poweroff: Action = Action.DESTROY
     on_reboot: Action = Action.RESTART
     on_crash: Action = Action.DESTROY
+
+
+ONLY_FOR = {
+    "kernel": "pv",
+    "ramdisk": "pv",
+    "root": "pv",
+    "extra": "pv",
+    "program": "native",
+    "args": "native",
+    "peers": "native",
+}
+"""Fields of `GuestConfig` that mean something for one type of guest alone. Another's are refused."""
 
 
 class DomainState(enum.StrEnum):

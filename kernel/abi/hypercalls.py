@@ -29,6 +29,7 @@ __all__ = [
     "EvtchnAllocUnbound",
     "EvtchnBindInterdomain",
     "EvtchnClose",
+    "EvtchnResolve",
     "GnttabEnd",
     "GnttabGrant",
     "GnttabMap",
@@ -103,9 +104,9 @@ class Pong(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields
 class PauseDone(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Answer to `PauseRequested`: done, or `why` not.
 
-    Caller:  a guest. No answer.
+    Caller:  a PV guest's actor. No answer.
     Promise: a guest that says so after it was to pause stands still: its processes were seen to use no CPU time.
-    Fault:   none; a wrong `sequence` counts as silence.
+    Fault:   a native guest's; the hypervisor stops that itself. A wrong `sequence` counts as silence.
     """
 
     sequence: U32
@@ -188,6 +189,18 @@ class EvtchnClose(Struct, tag=0x1A, array_like=True, frozen=True, forbid_unknown
 
     request: Request
     port: PortNumber
+
+
+class EvtchnResolve(Struct, tag=0x1B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Ask which incarnation a named guest has now, to speak with it: what a guest of Xen reads from xenstore.
+
+    Caller:  a guest, of the names in its configuration's `peers`.
+    Promise: the value is that incarnation's `Peer`, once its own code runs; else null.
+    Errors:  EPERM a name that is not among its peers.
+    """
+
+    request: Request
+    name: Name
 
 
 class GnttabGrant(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -421,6 +434,7 @@ Hypercall = (
     | EvtchnAllocUnbound
     | EvtchnBindInterdomain
     | EvtchnClose
+    | EvtchnResolve
     | GnttabGrant
     | GnttabMap
     | GnttabEnd

@@ -49,7 +49,7 @@ LOG_EVENTS = {
     "fault.armed": LogEvent("this driver was told to misbehave", "what count"),
     "fault.injected": LogEvent("Dom0 told a driver to misbehave", "driver peer what count"),
     "fault.refused": LogEvent("the hypervisor did not take our word for a peer's fault", "handle backend why"),
-    "guest.created": LogEvent("a guest was created", "name memory cpu"),
+    "guest.created": LogEvent("a guest was created", "name type memory cpus"),
     "guest.ended": LogEvent("an incarnation of a guest ended; its on_* setting says what follows", "name reason how"),
     "guest.faulted": LogEvent("our guest's kernel broke the rules of a device", "what"),
     "guest.given_up": LogEvent("a guest crashed too often and is left dead", "name deaths"),

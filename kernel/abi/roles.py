@@ -8,7 +8,7 @@ from msgspec import Struct
 from kernel.abi.guest_config import GuestConfig
 from kernel.abi.ids import VbdHandle
 
-__all__ = ["Dom0Start", "DriverStart", "GuestStart", "GuestVbd"]
+__all__ = ["Dom0Start", "DriverStart", "GuestStart", "GuestVbd", "NativeStart"]
 
 
 class Dom0Start(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,8 +34,16 @@ class GuestVbd(Struct, frozen=True, forbid_unknown_fields=True):
     read_only: bool
 
 
+class NativeStart(Struct, frozen=True, forbid_unknown_fields=True):
+    """A native guest. Further descriptors: `program` (its file, open for reading), `console` (a pipe to the log
+    keeper)."""
+
+    config: GuestConfig
+    vbds: list[GuestVbd]
+
+
 class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
-    """A guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper).
+    """A PV guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper).
 
     The operating system runs on `cpu` alone, and its actor on the others where there are any. `lpj` is this
     host's loops per jiffy, 0 for unknown.

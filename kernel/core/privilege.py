@@ -21,6 +21,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.EvtchnAllocUnbound: _EVERYBODY,
     h.EvtchnBindInterdomain: _EVERYBODY,
     h.EvtchnClose: _EVERYBODY,
+    h.EvtchnResolve: frozenset({Kind.GUEST}),
     h.GnttabGrant: _EVERYBODY,
     h.GnttabMap: _EVERYBODY,
     h.GnttabEnd: _EVERYBODY,

@@ -64,7 +64,7 @@ class Lab:
     def destroy_all(self) -> None:
         """Destroy every guest, so that the next test has the hypervisor to itself."""
         for domain in self.client.list():
-            if domain.kind == "pv":
+            if domain.kind in ("pv", "native"):
                 self.client.destroy(domain.name)
         self.watch.handles = set()
 
@@ -79,6 +79,7 @@ def manifest(
     address_space: int = 16384,
     options: str = "{}",
     guests: str = "",
+    native: str = "",
     shutdown_grace_s: float = 5.0,
 ) -> str:
     """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
@@ -97,6 +98,9 @@ options = {options}
 
 [guests]
 {guests}
+
+[native]
+{native}
 """
 
 

@@ -57,7 +57,42 @@ def text_file(folder: Path, mode: int) -> Path:
     return path
 
 
+def native(text: str | None = None, **settings) -> Callable[[Path], GuestConfig]:
+    """A native guest with a program of that text, or with none."""
+
+    def make(folder: Path) -> GuestConfig:
+        program = folder / "p.py"
+        if text is not None:
+            program.write_text(text)
+        values = {"name": "g", "type": "native", "program": str(program), "disk": [disk(folder / "good.img")]}
+        return GuestConfig(**{**values, **settings})
+
+    return make
+
+
 WRONGS = (
+    Wrong("no program", native(program=None), Status.EINVAL, "program is missing", "give the path of a Python program"),
+    Wrong("a missing program", native(), Status.ENOENT, "p.py does not exist", "give the path of a Python program"),
+    Wrong("a folder as a program", native("", program="/tmp"), Status.EINVAL, "program /tmp is no file",
+          "give the path"),
+    Wrong("a program with a syntax error", native("async def main(domain):\n  x = = 1\n"), Status.EIO,
+          "p.py:2: invalid syntax", "mend it"),
+    Wrong("a program without main", native("def mian(domain): pass\n"), Status.EIO, "there is no main",
+          "add async def main(domain)"),
+    Wrong("a program whose main is no coroutine", native("def main(domain): pass\n"), Status.EIO,
+          "main is no coroutine", "make it async def main(domain)"),
+    Wrong("a program that ends as it is loaded", native("import nosuch\n"), Status.EIO,
+          "p.py:1: ModuleNotFoundError: No module named 'nosuch'", "before there was a main"),
+    Wrong("the same, to be restarted", native("import nosuch\n", on_crash="restart"), Status.EIO, "p.py:1",
+          "before there was a main"),
+    Wrong("the same, to be preserved", native("import nosuch\n", on_crash="preserve"), Status.EIO, "p.py:1",
+          "before there was a main"),
+    Wrong("a program that dies as it is loaded", native("import os; os._exit(5)\n"), Status.EIO,
+          "did not start: exit status 5", "its log says more, and tv dmesg g"),
+    Wrong("a kernel for a native guest", native("", kernel="/usr/bin/linux.uml"), Status.EINVAL,
+          "kernel is for a guest of type pv", "leave it out"),
+    Wrong("a program for Linux", lambda f: GuestConfig(name="g", program=str(f / "p.py")), Status.EINVAL,
+          "program is for a guest of type native", "leave it out"),
     Wrong("a missing image", with_disks(lambda f: disk(f / "none.img")), Status.ENOENT, "none.img", "qemu-img create"),
     Wrong("an image under a sector", with_disks(lambda f: disk(file_of(f / "tiny.img", 511))), Status.EINVAL,
           "tiny.img", "at least one sector of 512"),
@@ -179,8 +214,11 @@ def test_a_name_that_is_taken_is_refused_and_its_owner_lives_on(lab, folder):
         ('name = "g"\nkernel = "none"\n', 'kernel = "none": no such file'),
         ('name = "g\n', "this is not TOML"),
         ("memory = 64\n", "name is missing: add a line such as"),
+        ('name = "g"\ntype = "native"\n', "program is missing: give the path of a Python program"),
+        ('name = "g"\ntype = "native"\nprogram = "none.py"\n', 'program = "none.py": no such file: give the path of'),
+        ('name = "g"\nargs = ["x"]\n', 'args is for a guest with type = "native", this one has type = "pv": leave it'),
     ],
-    ids=["memory", "unknown key", "image", "kernel", "no TOML", "no name"],
+    ids=["memory", "unknown key", "image", "kernel", "no TOML", "no name", "no program", "program", "another type's"],
 )
 def test_a_mistake_in_a_guests_file_is_one_line_that_names_the_file(lab, tmp_path, text, line):
     file = tmp_path / "guest.toml"

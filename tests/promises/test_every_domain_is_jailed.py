@@ -12,6 +12,7 @@ from kernel.doctor import require
 from kernel.doctor.finding import JAIL_PARTS
 from tests.promises.conftest import NOT_POSSIBLE
 from tests.promises.lab import Lab, start_lab
+from tests.promises.native import native
 from tests.promises.processes import descendants_of, links_of, status_of
 
 NAMESPACES = ("pid", "mnt", "net", "ipc", "user")
@@ -43,8 +44,10 @@ def image(images) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, image) -> Iterator[Lab]:
+def lab(tmp_path_factory, image, images) -> Iterator[Lab]:
     with start_lab(tmp_path_factory.mktemp("run"), standby=True) as started:
+        program = "import trio\nasync def main(domain): await trio.sleep_forever()\n"
+        started.client.create(native(tmp_path_factory.mktemp("program"), "n", program, images("native", 1)))
         started.create("g", image)
         started.run_in("g", "true")
         started.watch.wait_serving()
@@ -53,14 +56,14 @@ def lab(tmp_path_factory, image) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def domains(lab) -> dict[str, Jailed]:
-    """One of each kind: dom0, driver, standby, guest."""
+    """One of each kind: dom0, driver, standby, guest, native."""
     driver = lab.driver()
     pids = {"dom0": lab.client.info("dom0").pid, "driver": driver.pid, "standby": driver.standby_pid}
-    pids["guest"] = lab.client.info("g").pid
+    pids |= {"guest": lab.client.info("g").pid, "native": lab.client.info("n").pid}
     return {kind: Jailed(kind, pid) for kind, pid in pids.items()}
 
 
-@pytest.fixture(params=["dom0", "driver", "standby", "guest"])
+@pytest.fixture(params=["dom0", "driver", "standby", "guest", "native"])
 def domain(request, domains) -> Jailed:
     jailed: Jailed = domains[request.param]
     return jailed
@@ -118,8 +121,8 @@ def test_each_domain_has_a_user_of_its_own(domains):
     assert len(set(uids)) == len(uids)
 
 
-@pytest.mark.parametrize("kind", ["driver", "standby", "dom0"])
-def test_a_driver_and_dom0_can_write_no_file_system_and_have_no_proc(domains, kind):
+@pytest.mark.parametrize("kind", ["driver", "standby", "dom0", "native"])
+def test_all_but_linux_can_write_no_file_system_and_have_no_proc(domains, kind):
     assert writable_mounts_of(domains[kind].pid) == set()
     assert list(Path(f"/proc/{domains[kind].pid}/root/proc").iterdir()) == []
 
@@ -169,7 +172,7 @@ def test_what_a_guest_granted_for_reading_is_mapped_for_reading(domains):
 
 def test_only_the_serving_incarnation_holds_the_image(domains, image):
     assert holds(domains["driver"].pid, image)
-    for kind in ("standby", "dom0", "guest"):
+    for kind in ("standby", "dom0", "guest", "native"):
         for pid in processes_of(domains[kind]):
             assert not holds(pid, image)
 

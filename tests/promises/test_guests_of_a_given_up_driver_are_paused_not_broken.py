@@ -9,8 +9,9 @@ import pytest
 from kernel.abi.guest_config import DiskConfig, DomainState, GuestConfig
 from kernel.abi.status import Status
 from tests.promises.events import EventLog, wait_until
-from tests.promises.lab import DRIVER, start_lab, tree_with
+from tests.promises.lab import DRIVER, ROOT, start_lab, tree_with
 from tests.promises.load import verified_load
+from tests.promises.native import console_of, create, last_end, native, wait_said
 from triovisor.client import TvError
 
 DEATHS = 3
@@ -68,6 +69,40 @@ def test_nothing_is_lost_and_no_error_is_seen_over_given_up_and_restart(lab, ima
             assert lab.run_in("g", "dd", "if=/dev/vda", "bs=4k", "count=1", "iflag=direct")
         lab.watch.kill()
         assert load.runs()
+
+
+def test_nothing_is_lost_of_a_native_guests_either(lab, tmp_path, images):
+    program = (ROOT / "examples" / "native" / "verify.py").read_text()
+    create(lab, native(tmp_path, "n", program, images("native", 8), args=["600", "16"]))
+    wait_said(lab, "n", "requests at once")
+    for _ in range(2):
+        assert give_up(lab)["guests"] == ["n"]
+        assert lab.client.info("n").paused_for == [DRIVER]
+        lab.client.restart_driver(DRIVER)
+        wait_until(lambda: state(lab, "n") is DomainState.RUNNING, "it goes on")
+        lab.watch.wait_serving()
+    lab.client.shutdown("n", wait_s=30)
+    assert last_end(lab, "n")["reason"] == "poweroff"
+    assert ", 0 lost" in console_of(lab, "n")
+
+
+def test_a_native_guest_that_crashes_under_a_given_up_driver_stands_still_again(lab, tmp_path, images):
+    program = """
+import trio
+async def main(domain):
+    await domain.disks["vda"].write(0, b"written".ljust(512))
+    print("wrote", domain.peer.generation)
+    await trio.sleep_forever()
+"""
+    create(lab, native(tmp_path, "n", program, images("native", 1), on_crash="restart"))
+    wait_said(lab, "n", "wrote 1")
+    give_up(lab)
+    os.kill(lab.client.info("n").pid, signal.SIGKILL)
+    wait_until(lambda: lab.client.info("n").generation == 2, "its next incarnation")
+    wait_until(lambda: state(lab, "n") is DomainState.PAUSED, "it stands still")
+    lab.client.restart_driver(DRIVER)
+    wait_said(lab, "n", "wrote 2")
+    assert state(lab, "n") is DomainState.RUNNING
 
 
 def test_exactly_the_guests_that_stood_still_for_it_go_on(lab, images):

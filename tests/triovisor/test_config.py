@@ -76,6 +76,13 @@ backend = "blkback2"
     )
 
 
+def test_a_native_guest_has_a_program_arguments_and_peers(folder):
+    text = NAME + 'type = "native"\nprogram = "a.img"\nargs = ["1", "ü"]\npeers = ["other"]'
+    assert load(write(folder, text)) == GuestConfig(
+        name="web", type="native", program=str(folder / "a.img"), args=["1", "ü"], peers=["other"]
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "access"),
     [
@@ -114,8 +121,19 @@ def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
         ('name = "-web"', 'name = "-web": give letters'),
         ("name = 7", "name = 7: give letters"),
         (NAME + "vcpus = 2", "vcpus = 2: give 1"),
-        (NAME + 'type = "hvm"', 'type = "hvm": give the kind of guest there is, "pv"'),
+        (NAME + 'type = "hvm"', 'type = "hvm": give "pv", Linux, or "native", a Python program'),
         (NAME + 'cpus = "all"', 'cpus = "all": give CPUs as a string'),
+        (NAME + 'type = "native"', "program is missing: give the path of a Python program with async def main(domain)"),
+        (NAME + 'type = "native"\nprogram = "no.py"', 'program = "no.py": no such file: give the path of a Python'),
+        (NAME + 'type = "native"\nprogram = 7', "program = 7: give the path of a Python program"),
+        (NAME + 'type = "native"\nprogram = "a.img"\nargs = [1]', "args = [1]: give the program's arguments"),
+        (NAME + 'type = "native"\nprogram = "a.img"\npeers = ["-"]', 'peers = ["-"]: give names of guests'),
+        (NAME + 'type = "native"\nprogam = "a.img"', "unknown key 'progam': did you mean 'program'?"),
+        (
+            NAME + 'type = "native"\nprogram = "a.img"\nextra = ""',
+            'extra is for a guest with type = "pv", this one has type = "native": leave it out',
+        ),
+        (NAME + 'program = "a.img"', 'program is for a guest with type = "native", this one has type = "pv"'),
         (NAME + 'on_crash = "explode"', 'on_crash = "explode": give "destroy", "restart" or "preserve"'),
         (NAME + 'kernel = "missing"', 'kernel = "missing": no such file'),
         (NAME + 'root = "/dev/vda"', 'root = "/dev/vda": no disk has that vdev: add a [[disk]]'),

@@ -272,6 +272,13 @@ async def test_commands_run_in_guests_alone(hypervisor, client, name):
     assert not any(isinstance(call, h.EvtchnBindInterdomain) for call in hypervisor.calls)
 
 
+async def test_a_native_guest_has_no_agent_and_its_console_is_named_instead(hypervisor, client):
+    hypervisor.add_guest("web", kind="native")
+    refusal = await refused(client.exec, "web", ["echo"])
+    assert refusal.status is Status.EINVAL
+    assert "tv dmesg web" in refusal.why
+
+
 @pytest.mark.parametrize("argv", [[], [""], ["x"] * 257, ["y" * 32769], ["z" * 30000] * 3])
 async def test_a_command_line_that_cannot_be_sent_is_refused_here(guest, client, argv):
     assert (await refused(client.exec, "web", argv)).status is Status.EINVAL

@@ -12,7 +12,7 @@ from tests.domains.runtime.roles import SYSCALLS
 from tests.domains.runtime.stand_in import Zygote
 
 MIB = 1 << 20
-DRIVER = Jail("driver")
+DRIVER, NATIVE = Jail("driver"), Jail("native")
 GUEST = Jail("guest", proc=True, shm_bytes=4 * MIB, tmp_bytes=MIB, run_bytes=MIB)
 TRIED_BY_GUESTS = SYSCALLS.keys() - {"ptrace", "io_setup", "fork", "execve", "execveat"}
 
@@ -47,8 +47,8 @@ def test_a_domain_of_root_gets_the_uid_it_was_given(zygote: Zygote):
     assert child.report()["ids"] == [expected] * 6
 
 
-@pytest.mark.parametrize("kind", ["driver", "dom0"])
-def test_a_driver_makes_no_forbidden_call(zygote: Zygote, kind):
+@pytest.mark.parametrize("kind", ["driver", "dom0", "native"])
+def test_all_but_linux_make_no_forbidden_call(zygote: Zygote, kind):
     report = zygote.probe("calls", Jail(kind))
     expected = {"clone3": "ENOSYS", "a call not yet invented": "ENOSYS"}
     assert {name: report[name] for name in SYSCALLS} == {name: expected.get(name, "EPERM") for name in SYSCALLS}
@@ -62,8 +62,9 @@ def test_a_guest_makes_no_call_that_leads_out(zygote: Zygote):
     }
 
 
-def test_a_driver_makes_no_socket_but_a_pair(zygote: Zygote):
-    report = zygote.probe("sockets", DRIVER)
+@pytest.mark.parametrize("jail", [DRIVER, NATIVE], ids=["driver", "native"])
+def test_a_driver_or_program_makes_no_socket_but_a_pair(zygote: Zygote, jail):
+    report = zygote.probe("sockets", jail)
     refused = ("inet", "netlink", "unix", "inet pair", "packet")
     assert {name: report[name] for name in refused} == dict.fromkeys(refused, "EPERM")
     assert report["pair"] == "ok"
@@ -76,7 +77,7 @@ def test_a_guest_makes_unix_sockets_alone(zygote: Zygote):
     assert (report["unix"], report["pair"]) == ("ok", "ok")
 
 
-@pytest.mark.parametrize("jail", [DRIVER, GUEST], ids=["driver", "guest"])
+@pytest.mark.parametrize("jail", [DRIVER, GUEST, NATIVE], ids=["driver", "guest", "native"])
 def test_no_file_of_the_host_can_be_read(zygote: Zygote, jail):
     report = zygote.probe("files", jail)["read"]
     if jail is GUEST:
@@ -84,8 +85,9 @@ def test_no_file_of_the_host_can_be_read(zygote: Zygote, jail):
     assert set(report.values()) <= {"ENOENT", "EACCES"}, report
 
 
-def test_a_driver_can_write_nowhere(zygote: Zygote):
-    report = zygote.probe("files", DRIVER)["write"]
+@pytest.mark.parametrize("jail", [DRIVER, NATIVE], ids=["driver", "native"])
+def test_a_driver_or_program_can_write_nowhere(zygote: Zygote, jail):
+    report = zygote.probe("files", jail)["write"]
     assert set(report.values()) <= {"EROFS", "EACCES", "ENOENT"}, report
 
 
@@ -106,7 +108,7 @@ def test_a_child_has_its_own_descriptors_and_no_more(zygote: Zygote):
 
 
 def test_no_process_outside_can_be_signalled(zygote: Zygote):
-    sibling = zygote.spawn("who", DRIVER).spawned.pid
+    sibling = zygote.spawn("who", NATIVE).spawned.pid
     results = zygote.signal_from_inside([sibling, os.getpid(), os.getppid()])
     assert set(results.values()) == {"ESRCH"}
 
@@ -119,8 +121,9 @@ def test_a_guest_sees_its_own_processes_no_network_and_no_mount_of_the_host(zygo
     assert report["uid_map"][2] == "1", "one id is mapped"
 
 
-def test_a_driver_can_do_its_work(zygote: Zygote):
-    report = zygote.probe("still_works", DRIVER)
+@pytest.mark.parametrize("jail", [DRIVER, NATIVE], ids=["driver", "native"])
+def test_a_driver_or_program_can_do_its_work(zygote: Zygote, jail):
+    report = zygote.probe("still_works", jail)
     assert (report["thread"], report["memfd"], report["urandom"]) == ([1], 1, "ok")
 
 
@@ -135,9 +138,10 @@ def test_a_guest_can_trace_its_own_children_and_run_a_file_it_was_given(zygote: 
         assert zygote.probe("run_given_file", GUEST, kernel=busybox.fileno())["exit"] == 0
 
 
-def test_limits_hold(zygote: Zygote):
+@pytest.mark.parametrize("kind", ["driver", "native"])
+def test_limits_hold(zygote: Zygote, kind):
     cpu = min(os.sched_getaffinity(0))
-    report = zygote.probe("limits", Jail("driver", nofile=40, memory_bytes=512 * MIB, cpus=(cpu,)))
+    report = zygote.probe("limits", Jail(kind, nofile=40, memory_bytes=512 * MIB, cpus=(cpu,)))
     assert (report["memory"], report["descriptors"], report["cpus"]) == ("MemoryError", "EMFILE", [cpu])
 
 

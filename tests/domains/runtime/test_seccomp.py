@@ -58,7 +58,7 @@ def test_all_of_wants_one_bit_and_forbids_others(required, argument):
     assert verdict(program, 5, argument) == (ALLOW if allowed else EPERM)
 
 
-@pytest.mark.parametrize("kind", ["driver", "dom0", "guest"])
+@pytest.mark.parametrize("kind", ["driver", "dom0", "guest", "native"])
 def test_the_calls_of_a_foreign_abi_kill(kind):
     program = filter_for(kind)
     assert verdict(program, 0, arch=I386) == KILL
@@ -66,13 +66,14 @@ def test_the_calls_of_a_foreign_abi_kill(kind):
     assert verdict(program, 0xFFFF_FFFF) == KILL
 
 
-@pytest.mark.parametrize("kind", ["driver", "guest"])
+@pytest.mark.parametrize("kind", ["driver", "guest", "native"])
 def test_a_call_that_nobody_has_looked_at_does_not_exist(kind):
     assert verdict(filter_for(kind), NEWEST + 1) == ENOSYS
 
 
-def test_a_driver_may_start_threads_and_not_processes():
-    program = filter_for("driver")
+@pytest.mark.parametrize("kind", ["driver", "native"])
+def test_a_driver_or_program_may_start_threads_and_not_processes(kind):
+    program = filter_for(kind)
     pthread, fork, vfork = 0x3D_0F00, 0x0120_0011, 0x4111
     assert [verdict(program, 56, flags) for flags in (pthread, fork, vfork)] == [ALLOW, EPERM, EPERM]
     assert verdict(program, 56, pthread | 0x0002_0000) == EPERM, "a thread in a new mount namespace"

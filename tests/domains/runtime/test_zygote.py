@@ -185,8 +185,9 @@ def test_a_failure_in_the_jail_names_its_step_and_leaves_nothing(base, jail, ste
 @pytest.mark.parametrize(
     ("jail", "names", "why"),
     [
-        (Jail("driver", proc=True), (CONTROL,), "a driver has no /proc"),
+        (Jail("driver", proc=True), (CONTROL,), "a driver domain has no /proc"),
         (Jail("driver", tmp_bytes=4096), (CONTROL,), "nothing that can be written"),
+        (Jail("native", run_bytes=4096), (CONTROL,), "a native domain has no /proc and nothing that can be written"),
         (DRIVER, ("log",), "no descriptor named control"),
         (DRIVER, (CONTROL, CONTROL), "two descriptors of one name"),
     ],

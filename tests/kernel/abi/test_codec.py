@@ -26,6 +26,7 @@ GOLDEN = {
     h.SchedSoftReset("x"): "91 9211a178",
     h.GnttabMap(RequestId(1), PEER, GrantRef(5), h.Access.READ): "91 952101920302 0501".replace(" ", ""),
     h.EvtchnAllocUnbound(RequestId(9), Port(1), PEER, h.ChannelKind.DOORBELL): "91951809019203 0202".replace(" ", ""),
+    h.EvtchnResolve(RequestId(2), "ab"): "91931b02a26162",
     h.XenbusConnect(RequestId(4), VbdHandle(1), PEER, GrantRef(2), GrantRef(3), Port(6)): "9197280401920302020306",
     SoftReset(): "91 91cc86",
     PeerReset(PEER): "91 92cc87 920302",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from domains.guests.disks import size_of_rings
+from domains.frontends.backing import size_of_rings
 from kernel.abi.io.blkif import RING_BYTES, SMALL_RING_BYTES
 
 MIB = 1 << 20

@@ -1,0 +1,62 @@
+"""The row of a native guest's start: from the order to create it until its program's `main` runs."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.effort import Effort
+from bench.figures import percentile
+from bench.load import BenchError
+from bench.ours import Ours, start_ours
+from bench.rows import Row, time_row
+from kernel.abi.guest_config import GuestConfig
+
+__all__ = ["measure_native"]
+
+PROGRAM = """\
+import time
+import trio
+
+async def main(domain):
+    print(time.monotonic_ns())
+    await trio.sleep_forever()
+"""
+
+QUIET_S = 0.05
+"""After a guest's start and after its end, so that neither is in the way of what is measured."""
+
+PRINT_S = 5.0
+
+
+def measure_native(run: Path, effort: Effort, say: Callable[[str], None]) -> list[Row]:
+    """All rows of the group. The first start is not counted."""
+    with start_ours(run / "native", standby=True) as hypervisor:
+        program = run / "program.py"
+        program.write_text(PROGRAM)
+        time.sleep(QUIET_S)
+        starts_ms = [
+            _start_ms(hypervisor, GuestConfig(name=f"native{number}", type="native", program=str(program)))
+            for number in range(effort.native_starts + 1)
+        ]
+    say(f"native: {effort.native_starts} starts")
+    return [time_row("native.create_to_main.p50", percentile(starts_ms[1:], 0.5), "ms")]
+
+
+def _start_ms(hypervisor: Ours, config: GuestConfig) -> float:
+    began_ns = time.monotonic_ns()
+    hypervisor.client.create(config)
+    time.sleep(QUIET_S)
+    main_ns = _printed(hypervisor.run / "console" / f"{config.name}.log")
+    hypervisor.client.destroy(config.name)
+    time.sleep(QUIET_S)
+    return (main_ns - began_ns) / 1e6
+
+
+def _printed(console: Path) -> int:
+    """The number in a console's first line. Raises BenchError when there is none."""
+    deadline = time.monotonic() + PRINT_S
+    while not console.exists() or not (line := console.read_text()).endswith("\n"):
+        if time.monotonic() > deadline:
+            raise BenchError(f"{console}: the program said nothing within {PRINT_S:g} s")
+        time.sleep(0.005)
+    return int(line.split()[0])
