@@ -177,11 +177,11 @@ async def main(domain):
     peer = await domain.wait_peer("waits")
     channel = await (await domain.event_channels.alloc_unbound(peer, 1)).connected()
     print("sleeps")
-    with trio.move_on_after(1):
+    with trio.move_on_after(3):
         began, wall = time.monotonic(), time.time()
         while True:
             await channel.send(await channel.receive())
-    print(time.monotonic() - began >= 2, time.time() - wall >= 2)
+    print(time.monotonic() - began >= 4, time.time() - wall >= 4)
     while True:
         await channel.send(await channel.receive())
 """
@@ -191,7 +191,7 @@ from domains.native import *
 async def main(domain):
     channel = await domain.event_channels.connect(await domain.wait_peer("paused"), 1)
     longest = 0
-    while longest < 1:
+    while longest < 2:
         asked = time.monotonic()
         await channel.send(b"?")
         await channel.receive()
@@ -202,7 +202,7 @@ async def main(domain):
     create(lab, native(tmp_path, "waits", waits, peers=["paused"]))
     wait_said(lab, "paused", "sleeps")
     lab.client.pause("paused")
-    time.sleep(2)
+    time.sleep(4)
     lab.client.unpause("paused")
     wait_said(lab, "paused", "True True")
     assert last_end(lab, "waits")["reason"] == "poweroff"
