@@ -218,3 +218,22 @@ def test_one_that_is_killed_harms_nobody(lab, tmp_path, images):
     assert lab.client.info("other").state is DomainState.RUNNING
     assert lab.driver().restarts == 0
     assert lab.driver().vbds == []
+
+
+def test_its_disk_does_all_that_it_offers(lab, tmp_path, images):
+    text = """
+async def main(domain):
+    disk = domain.disks["vda"]
+    await disk.write(0, b"x" * 8192)
+    await disk.write_zeroes(512, 4096)
+    await disk.write_zeroes(5120, 512, unmap=False)
+    await disk.discard(6144, 512)
+    await disk.flush()
+    data = await disk.read(0, 8192)
+    print(data[:6144] == b"x" * 512 + bytes(4096) + b"x" * 512 + bytes(512) + b"x" * 512)
+"""
+    image = images("offers", 1)
+    create(lab, native(tmp_path, "offers", text, image))
+    assert last_end(lab, "offers")["reason"] == "poweroff"
+    assert console_of(lab, "offers") == "True\n"
+    assert image.read_bytes()[:6144] == b"x" * 512 + bytes(4096) + b"x" * 512 + bytes(512) + b"x" * 512
