@@ -15,8 +15,8 @@ import trio
 from domains.frontends.backing import Backing
 from domains.frontends.device import STALLED_AFTER_S, Device
 from domains.frontends.vbd import Vbd, VbdStats
-from domains.native.requests import MAX_DISCARD_BYTES, MAX_TRANSFER_BYTES, Request, Requests
-from domains.virtio.blk import S_OK, S_UNSUPP, Type
+from domains.native.requests import MAX_DISCARD_BYTES, MAX_TRANSFER_BYTES, MAX_ZEROES_BYTES, Request, Requests
+from domains.virtio.blk import S_OK, S_UNSUPP, UNMAP, Type
 from kernel.abi.ids import Peer, VbdHandle
 from kernel.abi.io.blkif import SECTOR_BYTES
 from kernel.abi.roles import GuestVbd
@@ -82,11 +82,18 @@ class Disk:
 
     async def discard(self, offset: int, length: int) -> None:
         """These sectors' contents are no longer wanted. A hint: they need not read as zeros."""
+        await self._ask_range(Type.DISCARD, offset, length, MAX_DISCARD_BYTES)
+
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Have these sectors read as zeros, without sending any. With `unmap` the image may give their space back."""
+        await self._ask_range(Type.WRITE_ZEROES, offset, length, MAX_ZEROES_BYTES, UNMAP if unmap else 0)
+
+    async def _ask_range(self, kind: int, offset: int, length: int, most: int, flags: int = 0) -> None:
         self._check(offset, length)
         self._check_writable()
-        for at, size in _parts(offset, length, MAX_DISCARD_BYTES):
-            request = await self._requests.reserve(Type.DISCARD, 0)
-            await self._ask(request, at, size)
+        for at, size in _parts(offset, length, most):
+            request = await self._requests.reserve(kind, 0)
+            await self._ask(request, at, size, flags)
             self._requests.leave(request)
 
     def stats(self) -> VbdStats:
@@ -100,9 +107,9 @@ class Disk:
         self._requests.leave(request)
         return data
 
-    async def _ask(self, request: Request, offset: int, discarded_bytes: int = 0) -> None:
+    async def _ask(self, request: Request, offset: int, range_bytes: int = 0, flags: int = 0) -> None:
         """Post it and wait for its answer. When this raises, the request is left."""
-        self._requests.offer(request, offset // SECTOR_BYTES, discarded_bytes // SECTOR_BYTES)
+        self._requests.offer(request, offset // SECTOR_BYTES, range_bytes // SECTOR_BYTES, flags)
         try:
             self._turn()
             await self._answered(request)

@@ -16,7 +16,7 @@ from kernel.abi import packet
 from kernel.abi.codec import MAX_PACKET
 from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnClose
 from kernel.abi.ids import Peer, Port
-from kernel.abi.status import KernelBug, Refused, Status
+from kernel.abi.status import DomainFault, KernelBug, Refused, Status
 from kernel.abi.upcalls import EvtchnConnected
 
 __all__ = ["OWN_PORTS", "Doorbell", "EventChannels", "MessageChannel", "PeerGone", "Unbound"]
@@ -84,10 +84,12 @@ class MessageChannel(_End):
             raise PeerGone(self.peer) from error
 
     async def receive(self) -> bytes:
-        """The next packet. Descriptors that a peer sends along are closed. Raises PeerGone."""
+        """The next packet. Descriptors that a peer sends along are closed. Raises PeerGone, also for a peer that sends
+        what is no packet of this ABI: it is heard no more."""
         try:
             data, descriptors = await self._channel.receive()
-        except OSError as error:
+        except (OSError, DomainFault) as error:
+            self._hang_up()
             raise PeerGone(self.peer) from error
         packet.close_all(descriptors)
         if not data:

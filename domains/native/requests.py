@@ -10,23 +10,23 @@ from collections import deque
 import trio
 
 from domains.frontends.pool import PAGE_BYTES, Pool
-from domains.virtio.blk import HEADER, MAX_DISCARD_SECTORS, Type
+from domains.virtio.blk import HEADER, MAX_DISCARD_SECTORS, MAX_ZEROES_SECTORS, RANGE, Type
 from domains.virtio.in_flight import InFlight
 from domains.virtio.queue import Chain, Plain
 from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, SLOTS
 
-__all__ = ["MAX_DISCARD_BYTES", "MAX_TRANSFER_BYTES", "Request", "Requests"]
+__all__ = ["MAX_DISCARD_BYTES", "MAX_TRANSFER_BYTES", "MAX_ZEROES_BYTES", "Request", "Requests"]
 
 MAX_TRANSFER_BYTES = MAX_BYTES
-MAX_DISCARD_BYTES = MAX_DISCARD_SECTORS * 512
+MAX_DISCARD_BYTES, MAX_ZEROES_BYTES = MAX_DISCARD_SECTORS * 512, MAX_ZEROES_SECTORS * 512
 
 _SLOT_BYTES = 64
 assert SLOTS * _SLOT_BYTES <= POOL_AT
-_SEGMENT_AT, _STATUS_AT = 32, 56
-"""In a slot: the header first, then what is to be discarded, then the status byte."""
+_RANGE_AT, _STATUS_AT = 32, 56
+"""In a slot: the header first, then the range that is to be discarded or zeroed, then the status byte."""
 
-_HEADER_BYTES = HEADER.size
-_SEGMENT_BYTES = 16
+_HEADER_BYTES, _RANGE_BYTES = HEADER.size, RANGE.size
+_RANGED = (Type.DISCARD, Type.WRITE_ZEROES)
 _FOR_DEVICE, _FOR_DRIVER = 1, 3
 """VIRTQ_DESC_F_NEXT, and F_WRITE."""
 
@@ -87,13 +87,12 @@ class Requests:
             return None
         return Request(kind, self._heads.pop(), place, length)
 
-    def offer(self, request: Request, sector: int, discarded_sectors: int = 0) -> None:
-        """Ask it. Its data, if it has any to be written, is in its place."""
+    def offer(self, request: Request, sector: int, sectors: int = 0, flags: int = 0) -> None:
+        """Ask it. Its data, if it has any to be written, is in its place. `sectors` and `flags` are a range's."""
         at = request.head * _SLOT_BYTES
-        HEADER.pack_into(self.view, at, request.kind, 0, 0 if request.kind == Type.DISCARD else sector)
-        if request.kind == Type.DISCARD:
-            segment = sector.to_bytes(8, "little") + discarded_sectors.to_bytes(4, "little") + bytes(4)
-            self.view[at + _SEGMENT_AT : at + _SEGMENT_AT + _SEGMENT_BYTES] = segment
+        HEADER.pack_into(self.view, at, request.kind, 0, 0 if request.kind in _RANGED else sector)
+        if request.kind in _RANGED:
+            RANGE.pack_into(self.view, at + _RANGE_AT, sector, sectors, flags)
         self._requests[request.head] = request
         self._offered.append(request.head)
 
@@ -140,8 +139,8 @@ class Requests:
                 return head, (header,), (data, status)
             case Type.OUT:
                 return head, (header, data), (status,)
-            case Type.DISCARD:
-                return head, (header, (at + _SEGMENT_AT, _SEGMENT_BYTES)), (status,)
+            case Type.DISCARD | Type.WRITE_ZEROES:
+                return head, (header, (at + _RANGE_AT, _RANGE_BYTES)), (status,)
         return head, (header,), (status,)
 
     def untake(self) -> None:

@@ -8,8 +8,8 @@ from domains.virtio.queue import QueueFault, Segments
 from kernel.abi.io.blkif import SECTOR_BYTES
 
 __all__ = [
-    "HEADER", "MAX_DISCARD_SECTORS", "MAX_ZEROES_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type",
-    "config_space", "features", "parse", "parse_range", "write_serial",
+    "HEADER", "MAX_DISCARD_SECTORS", "MAX_ZEROES_SECTORS", "RANGE", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type",
+    "UNMAP", "config_space", "features", "parse", "parse_range", "write_serial",
 ]  # fmt: skip
 
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
@@ -34,9 +34,9 @@ _F_DISCARD, _F_WRITE_ZEROES = 1 << 13, 1 << 14
 HEADER = struct.Struct("<IIQ")
 """`struct virtio_blk_req` up to its data: type, reserved, sector."""
 _HEADER_BYTES, _HEADER_AT = HEADER.size, HEADER.unpack_from
-_RANGE = struct.Struct("<QII")
+RANGE = struct.Struct("<QII")
 """`struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags."""
-_UNMAP = 1
+UNMAP = 1
 """Of its flags, for WRITE_ZEROES alone: the device may give the space back. All others must be 0."""
 
 _CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
@@ -135,16 +135,16 @@ def parse_range(view: memoryview, kind: int, segments: Segments, length: int) ->
 
     The guest's words are read once.
     """
-    most, known = (MAX_ZEROES_SECTORS, _UNMAP) if kind == Type.WRITE_ZEROES else (MAX_DISCARD_SECTORS, 0)
-    if length != _RANGE.size:
+    most, known = (MAX_ZEROES_SECTORS, UNMAP) if kind == Type.WRITE_ZEROES else (MAX_DISCARD_SECTORS, 0)
+    if length != RANGE.size:
         return 0, 0, False, S_IOERR
     raw = b"".join(view[at : at + size].tobytes() for at, size in segments)
-    sector, sectors, flags = _RANGE.unpack(raw)
+    sector, sectors, flags = RANGE.unpack(raw)
     if flags & ~known:
         return 0, 0, False, S_UNSUPP
     if not 0 < sectors <= most:
         return 0, 0, False, S_IOERR
-    return sector, sectors * SECTOR_BYTES, bool(flags & _UNMAP), S_OK
+    return sector, sectors * SECTOR_BYTES, bool(flags & UNMAP), S_OK
 
 
 def write_serial(view: memoryview, segments: Segments, serial: bytes) -> int:

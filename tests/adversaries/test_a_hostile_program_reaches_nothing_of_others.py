@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kernel.abi.guest_config import GuestConfig
+from kernel.abi.guest_config import DomainState, GuestConfig
 from kernel.abi.status import Status
 from kernel.keeping import BURST_BYTES
 from tests.adversaries.lab import INNOCENT, Lab
@@ -17,6 +17,9 @@ from tests.promises.native import native
 from triovisor.client import TvError
 
 NAME = "hostile"
+
+REFUSALS_LOGGED = 60
+"""The allowance, and what fills up again within the few seconds of a test."""
 
 TRIES = """
 import ctypes, importlib, json, os, signal, socket, subprocess, sys, trio
@@ -183,6 +186,175 @@ async def main(domain):
     assert len(ended) == 5
     wait_until(lambda: calm.client.exec(INNOCENT, ["true"]).status == 0, "the innocent guest answers")
     calm.note_peace()
+
+
+FLOODS = {
+    "ports": """
+    channels, peer = domain.event_channels, Peer(0, ANY_GENERATION)
+    while True:
+        waiting = []
+        with suppress(Refused):
+            while True:
+                waiting.append(await channels.alloc_unbound(peer))
+        print(len(waiting))
+        for each in waiting:
+            await each.close()
+""",
+    "ports that it forgets": """
+    while True:
+        with suppress(Refused):
+            await domain.event_channels.alloc_unbound(Peer(0, ANY_GENERATION))
+        print(0)
+""",
+    "grants": """
+    while True:
+        granted = []
+        with suppress(Refused):
+            while True:
+                granted.append(await domain.grants.grant(domain.peer, 4096))
+        print(len(granted))
+        for each in granted:
+            await each.end()
+""",
+    "mappings": """
+    granted = [await domain.grants.grant(domain.peer, 4096) for _ in range(100)]
+    while True:
+        for each in granted:
+            with suppress(Refused):
+                (await domain.grants.map(domain.peer, each.ref, 4096)).unmap()
+        print(len(granted))
+""",
+    "questions for its peer": """
+    while True:
+        for _ in range(1000):
+            assert await domain.resolve("innocent") is not None
+        print(1000)
+""",
+    "many tasks at once": """
+    async def ask():
+        while True:
+            with suppress(Refused):
+                await domain.event_channels.bind_interdomain(Peer(1, 1), 1)
+            with suppress(Refused):
+                await domain.grants.map(Peer(1, 1), 1, 4096)
+    async with trio.open_nursery() as nursery:
+        for _ in range(500):
+            nursery.start_soon(ask)
+        await trio.sleep(1)
+        print(500)
+""",
+}
+
+
+@pytest.mark.parametrize("body", FLOODS.values(), ids=list(FLOODS))
+def test_what_it_asks_for_without_end_costs_nobody_else(calm, tmp_path, body):
+    imports = "import trio\nfrom contextlib import suppress\nfrom domains.native import *\n"
+    since, before = calm.log.mark(), calm.descriptors()
+    text = f"{imports}async def main(domain):\n    print('floods')\n{body}"
+    with hostile(calm, tmp_path, text, peers=["innocent"]):
+        wait_until(lambda: len(calm.client.dmesg(NAME).split()) > 1, "it has done its worst once", 30)
+        for _ in range(5):
+            calm.check_innocents()
+        assert calm.descriptors() < before + 400, "of its ports and grants, each of which has its bound"
+        assert calm.client.info(NAME).state is DomainState.RUNNING
+    wait_until(lambda: calm.descriptors() <= before + 4, "what it had is given back")
+    assert not calm.log.all("domain.hung", since)
+    assert len(calm.log.all("hypercall.refused", since)) <= REFUSALS_LOGGED
+
+
+def test_one_that_hears_no_answer_is_hung_and_ended(calm, tmp_path):
+    text = """
+from kernel.abi.codec import encode
+from kernel.abi.hypercalls import Version
+async def main(domain):
+    while True:
+        try:
+            domain._domain._control.socket.send(encode([Version(1)] * 100))
+        except BlockingIOError:
+            pass
+"""
+    since = calm.log.mark()
+    with hostile(calm, tmp_path, text):
+        for _ in range(5):
+            calm.check_innocents()
+        assert end_of(calm, since)["how"].startswith(("hung", "fault: "))
+
+
+VICTIM = """
+import os, trio
+from contextlib import suppress
+from domains.native import *
+async def main(domain):
+    peer = await domain.wait_peer("hostile")
+    waiting = await domain.event_channels.alloc_unbound(peer, 1)
+    bell_waiting = await domain.event_channels.alloc_doorbell(peer, 2)
+    print("waits")
+    channel, bell = await waiting.connected(), await bell_waiting.connected()
+    async def listen():
+        with suppress(PeerGone):
+            while True:
+                await bell.wait()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        try:
+            while True:
+                await channel.receive()
+        except PeerGone:
+            nursery.cancel_scope.cancel()
+    print("unharmed", os.dup(0) < 64)
+    await trio.sleep_forever()
+"""
+
+ATTACKS = {
+    "a flood": "while sent < 50_000: await send(b'x' * 4096)",
+    "descriptors": "while sent < 500: await send(b'x', list(range(3)) * 20)",
+    "too many descriptors": "await send(b'x', [0] * 100)",
+    "a packet that is too long": "await send(b'x' * 100_000)",
+    "an empty packet": "await send(b'')",
+    "a flood of rings": "for _ in range(50_000): bell.ring(); await trio.sleep(0)",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
+def test_a_peer_survives_whatever_it_is_sent(calm, tmp_path, attack):
+    text = f"""
+import array, socket, trio
+from domains.native import *
+sent = 0
+async def main(domain):
+    peer = await domain.wait_peer("victim")
+    channel = await domain.event_channels.connect(peer, 1)
+    while True:
+        try:
+            bell = await domain.event_channels.bind_doorbell(peer, 2)
+            break
+        except Refused:
+            await trio.sleep(0.01)
+    sock = channel._channel.socket
+    async def send(data, descriptors=()):
+        global sent
+        riding = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        while True:
+            await trio.lowlevel.wait_writable(sock)
+            try:
+                sock.sendmsg([data], riding)
+                sent += 1
+                return
+            except OSError:  # no room, or too many descriptors on their way
+                await trio.sleep(0)
+    {attack}
+"""
+    since = calm.log.mark()
+    victim = native(tmp_path, "victim", VICTIM, peers=[NAME])
+    calm.client.create(victim)
+    try:
+        with hostile(calm, tmp_path, text, peers=["victim"]):
+            end = end_of(calm, since)
+            assert end["reason"] == "poweroff", calm.client.dmesg(NAME)
+            wait_until(lambda: b"unharmed True" in calm.client.dmesg("victim"), "the victim goes on")
+            assert calm.client.info("victim").state is DomainState.RUNNING
+    finally:
+        calm.destroy("victim")
 
 
 def test_a_flood_on_its_console_is_bounded_and_counted(calm, tmp_path):

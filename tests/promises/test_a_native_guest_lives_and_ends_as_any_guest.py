@@ -1,14 +1,17 @@
 """A native guest is created, listed, told of, shut down, rebooted, destroyed; how it ends is what its settings say."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from kernel.abi.guest_config import Action, DomainState
 from kernel.abi.status import Status
 from tests.promises.events import wait_until
-from tests.promises.lab import start_lab
+from tests.promises.lab import ROOT, start_lab
 from tests.promises.native import console_of, create, last_end, native, wait_said
 from triovisor import render
 from triovisor.client import TvError
@@ -54,6 +57,40 @@ async def main(domain):
     assert (info.kind, info.state, info.memory, info.restarts) == ("native", DomainState.RUNNING, 48, 0)
     assert "teller" in render.domain_list(lab.client.list())
     assert lab.log_of(peer, "teller").wait("program.logged")["field"] == 3
+
+
+def tv(lab, *words: str) -> str:
+    command = [sys.executable, "-m", "triovisor.cli", "--run", str(lab.run), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_tv_shows_it_as_any_guest(lab, tmp_path, images):
+    create(lab, native(tmp_path, "shown", WAITS, images("shown", 1), memory=48))
+    wait_said(lab, "shown", "runs")
+    info = lab.client.info("shown")
+
+    def line() -> list[str]:
+        (found,) = [line.split() for line in tv(lab, "list").splitlines() if line.startswith("shown ")]
+        return found
+
+    assert line()[1:5] == [str(info.domid), "48", "1", "r-----"]
+    told = dict(line.split(" : ") for line in tv(lab, "info", "shown").splitlines() if " : " in line)
+    told = {key.strip(): value for key, value in told.items()}
+    assert (told["kind"], told["state"], told["pid"]) == ("native", "running", str(info.pid))
+    assert int(told["pid"]) > 0
+    asked = json.loads(tv(lab, "info", "shown", "--json"))
+    assert (asked["kind"], asked["vbds"][0]["vdev"], asked["vbds"][0]["backend"]) == ("native", "vda", "blkback")
+    wait_until(lambda: lab.client.info("shown").vbds[0].state == "connected", "its disk")
+    (driver,) = json.loads(tv(lab, "driver", "list", "--json"))
+    assert [vbd["guest"] for vbd in driver["vbds"]] == ["shown"]
+    tv(lab, "pause", "shown")
+    assert line()[4] == "--p---"
+    assert json.loads(tv(lab, "info", "shown", "--json"))["paused_for"] == ["dom0"]
+    tv(lab, "unpause", "shown")
+    assert line()[4] == "r-----"
+    assert tv(lab, "dmesg", "shown").startswith("runs ")
+    tv(lab, "shutdown", "shown", "--wait")
+    assert is_gone(lab, "shown")
 
 
 def test_commands_are_refused_with_what_there_is_instead(lab, tmp_path):
@@ -181,3 +218,22 @@ def test_one_that_is_killed_harms_nobody(lab, tmp_path, images):
     assert lab.client.info("other").state is DomainState.RUNNING
     assert lab.driver().restarts == 0
     assert lab.driver().vbds == []
+
+
+def test_its_disk_does_all_that_it_offers(lab, tmp_path, images):
+    text = """
+async def main(domain):
+    disk = domain.disks["vda"]
+    await disk.write(0, b"x" * 8192)
+    await disk.write_zeroes(512, 4096)
+    await disk.write_zeroes(5120, 512, unmap=False)
+    await disk.discard(6144, 512)
+    await disk.flush()
+    data = await disk.read(0, 8192)
+    print(data[:6144] == b"x" * 512 + bytes(4096) + b"x" * 512 + bytes(512) + b"x" * 512)
+"""
+    image = images("offers", 1)
+    create(lab, native(tmp_path, "offers", text, image))
+    assert last_end(lab, "offers")["reason"] == "poweroff"
+    assert console_of(lab, "offers") == "True\n"
+    assert image.read_bytes()[:6144] == b"x" * 512 + bytes(4096) + b"x" * 512 + bytes(512) + b"x" * 512

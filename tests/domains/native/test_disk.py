@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from domains.frontends.backing import Backing
 from domains.frontends.device import STALLED_AFTER_S
 from domains.native.disk import Disk
-from domains.native.requests import MAX_TRANSFER_BYTES, Requests
+from domains.native.requests import MAX_TRANSFER_BYTES, MAX_ZEROES_BYTES, Requests
 from domains.virtio.blk import Type
 from drivers.blkback.ring import BackRing
 from kernel.abi.ids import DomId, Generation, Peer, VbdHandle
@@ -31,7 +31,7 @@ class Back:
         self.disk = disk
         self.image = bytearray(SECTORS * 512)
         self.flushes = 0
-        self.discarded: list[tuple[int, int]] = []
+        self.ranges: list[tuple[int, int, int]] = []
         self.generation = 0
         self.rings: list[BackRing] = []
         self.faults: list[str] = []
@@ -74,7 +74,7 @@ class Back:
             elif op == Op.FLUSH:
                 self.flushes += 1
             else:
-                self.discarded.append((at, length))
+                self.ranges.append((op, at, length))
         self.publish([ident | status << 16 for ident, *_ in requests])
 
     def publish(self, words: list[int]) -> None:
@@ -102,10 +102,12 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def attached(*, read_only: bool = False) -> AsyncIterator[tuple[Disk, Back, trio.Nursery]]:
+async def attached(
+    *, read_only: bool = False, sectors: int = SECTORS
+) -> AsyncIterator[tuple[Disk, Back, trio.Nursery]]:
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            vbd = GuestVbd(VbdHandle(1), "vda", SECTORS, read_only)
+            vbd = GuestVbd(VbdHandle(1), "vda", sectors, read_only)
             disk = Disk(
                 vbd,
                 nursery,
@@ -146,13 +148,25 @@ async def test_what_is_written_is_read_again_in_every_size():
         assert back.image[:512] == b"x" * 512
 
 
-async def test_flush_and_discard_reach_the_driver():
+async def test_flush_discard_and_zeros_reach_the_driver():
     async with attached() as (disk, back, nursery):
         back.come()
         nursery.start_soon(back.serve)
         await disk.flush()
         await disk.discard(4096, MIB)
-        assert (back.flushes, back.discarded) == (1, [(4096, MIB)])
+        await disk.write_zeroes(512, 1024)
+        await disk.write_zeroes(0, 512, unmap=False)
+        ranges = [(Op.DISCARD, 4096, MIB), (Op.ZERO_UNMAP, 512, 1024), (Op.WRITE_ZEROES, 0, 512)]
+        assert (back.flushes, back.ranges) == (1, ranges)
+
+
+async def test_a_range_that_is_longer_than_one_request_is_asked_for_in_parts():
+    async with attached(sectors=5 * MAX_ZEROES_BYTES // 1024) as (disk, back, nursery):
+        back.come()
+        nursery.start_soon(back.serve)
+        await disk.write_zeroes(0, disk.size)
+        assert [length for _, _, length in back.ranges] == [MAX_ZEROES_BYTES, MAX_ZEROES_BYTES, MAX_ZEROES_BYTES // 2]
+        assert [at for _, at, _ in back.ranges] == [0, MAX_ZEROES_BYTES, 2 * MAX_ZEROES_BYTES]
 
 
 async def test_requests_wait_for_a_driver_and_are_asked_once():
@@ -242,7 +256,7 @@ async def test_a_place_that_is_no_sector_of_the_disk_is_never_asked():
 async def test_a_read_only_disk_is_not_written():
     async with attached(read_only=True) as (disk, back, _):
         back.come()
-        for act in (disk.write(0, bytes(512)), disk.discard(0, 512)):
+        for act in (disk.write(0, bytes(512)), disk.discard(0, 512), disk.write_zeroes(0, 512)):
             with pytest.raises(OSError, match="vda") as caught:
                 await act
             assert caught.value.errno == errno.EROFS
