@@ -14,10 +14,13 @@ from domains.runtime.data_loop import DataLoop
 from domains.virtio.queue import QueueFault
 from kernel.abi.ids import Peer, VbdHandle
 
-__all__ = ["Backing", "BlkfrontLoop", "OnFault", "VbdFront"]
+__all__ = ["Backing", "BlkfrontLoop", "OnFault", "OnStall", "VbdFront"]
 
 OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 """`(handle, peer, what, evidence)`: that backend, or the guest where `peer` is None, broke the rules."""
+
+OnStall = Callable[[VbdHandle, Peer], None]
+"""`(handle, peer)`: that backend, in use, gives no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,9 @@ class VbdFront:
 class _Served:
     """A vbd with its guest's connection."""
 
-    def __init__(self, front: VbdFront, loop: DataLoop, on_fault: OnFault) -> None:
+    def __init__(self, front: VbdFront, loop: DataLoop, on_fault: OnFault, on_stall: OnStall) -> None:
         vbd = Vbd(front.sectors, read_only=front.read_only, serial=f"triovisor-{front.vdev}")
-        self.device = Device(vbd, loop, partial(on_fault, front.handle))
+        self.device = Device(vbd, loop, partial(on_fault, front.handle), partial(on_stall, front.handle))
         self.terminator = Terminator(
             loop,
             vbd,
@@ -63,13 +66,13 @@ class _Served:
 class BlkfrontLoop:
     """All vbds of one guest, on one data loop. Methods may be called from any thread and do not wait.
 
-    `on_fault` is called on the loop's thread. For each backend incarnation of a vbd: `offer` a fresh `Backing`, then
-    `attach_doorbell` when there is one, `activate` when it is to serve, `withdraw` when it is gone.
+    `on_fault` and `on_stall` are called on the loop's thread. For each backend incarnation of a vbd: `offer` a fresh
+    `Backing`, then `attach_doorbell` when there is one, `activate` when it is to serve, `withdraw` when it is gone.
     """
 
-    def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault) -> None:
+    def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault, on_stall: OnStall) -> None:
         self._loop = DataLoop("blkfront", self)
-        served = {front.handle: _Served(front, self._loop, on_fault) for front in vbds}
+        served = {front.handle: _Served(front, self._loop, on_fault, on_stall) for front in vbds}
         self._devices = {handle: each.device for handle, each in served.items()}
         self._vbds = [device.vbd for device in self._devices.values()]
         self._serve = [each.serve for each in served.values()]
@@ -123,11 +126,12 @@ class BlkfrontLoop:
         return found
 
     def park(self) -> float | None:
-        """For the loop: sleep no longer than until a guest that does not look must be signalled again."""
+        """For the loop: sleep no longer than until a guest that does not look must be signalled again, or a backend has
+        owed an answer for too long."""
         for vbd in self._vbds:
             if not vbd.park():
                 return 0
-        if self._resting:
-            return None
-        waits = [wait for vbd in self._vbds if (wait := vbd.guest.nudge()) is not None]
-        return min(waits) if waits else None
+        waits = [device.patience_s() for device in self._devices.values()]
+        if not self._resting:
+            waits += [vbd.guest.nudge() for vbd in self._vbds]
+        return min((wait for wait in waits if wait is not None), default=None)

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from domains.frontends.backing import Backing, RingBroken
@@ -20,6 +21,11 @@ MOST_ASIDE = 1
 """Rings that wait for that, of one vbd: backends that die in quick succession do not fill the guest's memory."""
 
 
+STALLED_AFTER_S, STALLED_AGAIN_S = 0.05, 1.0
+"""A backend that owes an answer for so long may hang, and the hypervisor is to look; again while it lasts. A disk takes
+so long when it is busy."""
+
+
 class Watch(Protocol):
     """Who waits for doorbells: a data loop, or Trio."""
 
@@ -31,14 +37,23 @@ class Watch(Protocol):
 
 
 class Device:
-    """For one thread. `on_fault(peer, what, evidence)`: that backend broke the ring's rules."""
+    """For one thread. `on_fault(peer, what, evidence)`: that backend broke the ring's rules. `on_stall(peer)`: that
+    one, in use, gives no answer."""
 
-    def __init__(self, vbd: Vbd, loop: Watch, on_fault: Callable[[Peer | None, str, str], None]) -> None:
+    def __init__(
+        self,
+        vbd: Vbd,
+        loop: Watch,
+        on_fault: Callable[[Peer | None, str, str], None],
+        on_stall: Callable[[Peer], None],
+    ) -> None:
         self.vbd = vbd
         self._loop = loop
         self._offered: dict[Peer, Backing] = {}
         self._aside: deque[Backing] = deque()
         self._on_fault = on_fault
+        self._on_stall = on_stall
+        self._told_at = 0.0
 
     def serve(self) -> bool:
         """A turn of the vbd; False when there was nothing to do. Raises QueueFault, its guest's."""
@@ -47,6 +62,19 @@ class Device:
         except RingBroken as broken:
             self._distrust(broken)
         return True
+
+    def patience_s(self) -> float | None:
+        """Seconds until its backend will have owed an answer for too long; tells once it has. None: it owes none."""
+        since, peer = self.vbd.silent_since(), self.vbd.peer
+        if since is None or peer is None:
+            return None
+        now = monotonic()
+        due = max(since + STALLED_AFTER_S, self._told_at + STALLED_AGAIN_S)
+        if due > now:
+            return due - now
+        self._told_at = now
+        self._on_stall(peer)
+        return STALLED_AGAIN_S
 
     def offer(self, peer: Peer, backing: Backing) -> None:
         """A ring for this incarnation."""

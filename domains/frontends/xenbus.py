@@ -1,6 +1,7 @@
 """Bringing a guest's vbds and their backends together: a ring for each incarnation of each backend, as the hypervisor
 tells of them."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -12,7 +13,15 @@ import trio
 from domains.frontends.backing import Backing
 from domains.runtime.domain import Call, Domain
 from domains.runtime.numbers import Numbers
-from kernel.abi.hypercalls import Access, ChannelKind, EvtchnAllocUnbound, GnttabGrant, XenbusConnect, XenbusFault
+from kernel.abi.hypercalls import (
+    Access,
+    ChannelKind,
+    EvtchnAllocUnbound,
+    GnttabGrant,
+    XenbusConnect,
+    XenbusFault,
+    XenbusStalled,
+)
 from kernel.abi.ids import GrantRef, Peer, Port, VbdHandle
 from kernel.abi.status import Refused
 from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn
@@ -133,6 +142,11 @@ class Xenbus:
                 self._spare = made
             else:
                 made.release()
+
+    async def tell_of_stall(self, handle: VbdHandle, peer: Peer) -> None:
+        """That backend, in use, gives no answer: the hypervisor is to look."""
+        with contextlib.suppress(Refused):  # it is gone, then
+            await self._domain.call(XenbusStalled, handle=handle, backend=peer)
 
     async def report(self, handle: VbdHandle, peer: Peer, what: str, evidence: str) -> None:
         """That backend broke the ring's rules."""

@@ -42,7 +42,7 @@ class Disks:
             line = socket.socket(fileno=domain.descriptors[f"vhost.{vbd.vdev}"])
             in_flight = domain.descriptors[f"in-flight.{vbd.vdev}"]
             fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, line, in_flight))
-        self.loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)
+        self.loop = BlkfrontLoop(fronts, self._loop_found_fault, self._loop_found_stall)
         self.xenbus = Xenbus(domain, nursery, ports, refs, self.loop, partial(Backing.create, ring_bytes))
 
     def start(self) -> None:
@@ -61,3 +61,7 @@ class Disks:
             self._token.run_sync_soon(self._on_guest_fault, f"{what}: {evidence}")
         else:
             self._token.run_sync_soon(self._nursery.start_soon, self.xenbus.report, handle, peer, what, evidence)
+
+    def _loop_found_stall(self, handle: VbdHandle, peer: Peer) -> None:
+        """On the loop's thread too."""
+        self._token.run_sync_soon(self._nursery.start_soon, self.xenbus.tell_of_stall, handle, peer)

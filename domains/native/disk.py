@@ -26,6 +26,9 @@ __all__ = ["SECTOR_BYTES", "Disk", "Disks"]
 OnFault = Callable[[VbdHandle, Peer, str, str], None]
 """`(handle, peer, what, evidence)`: that backend broke the ring's rules."""
 
+OnStall = Callable[[VbdHandle, Peer], None]
+"""`(handle, peer)`: that backend, in use, gives no answer."""
+
 
 class Disk:
     """A vbd of this guest's own. Offsets and lengths are bytes, whole sectors of 512. Any task may ask, and any number
@@ -36,7 +39,13 @@ class Disk:
     whole sector or not on the disk is a ValueError.
     """
 
-    def __init__(self, vbd: GuestVbd, nursery: trio.Nursery, on_fault: Callable[[Peer | None, str, str], None]) -> None:
+    def __init__(
+        self,
+        vbd: GuestVbd,
+        nursery: trio.Nursery,
+        on_fault: Callable[[Peer | None, str, str], None],
+        on_stall: Callable[[Peer], None],
+    ) -> None:
         self.vdev = vbd.vdev
         self.sectors = vbd.sectors
         self.size = vbd.sectors * SECTOR_BYTES
@@ -45,7 +54,9 @@ class Disk:
         self._vbd = Vbd(vbd.sectors, read_only=vbd.read_only, serial=f"triovisor-{vbd.vdev}")
         self._vbd.guest.start(self._requests, self._requests.view)
         self._watch = _TrioWatch(nursery, self._turn)
-        self._device = Device(self._vbd, self._watch, on_fault)
+        self._device = Device(self._vbd, self._watch, on_fault, on_stall)
+        self._owed = trio.Event()
+        nursery.start_soon(self._mind_silence)
 
     async def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on."""
@@ -103,6 +114,7 @@ class Disk:
         self._requests.offer(request, offset // SECTOR_BYTES, range_bytes // SECTOR_BYTES, flags)
         try:
             self._turn()
+            self._owed.set()
             await request.done.wait()
             _raise_error(request, f"{self.vdev} at byte {offset}")
         except BaseException:
@@ -127,6 +139,16 @@ class Disk:
             if self._vbd.park():
                 return
 
+    async def _mind_silence(self) -> None:
+        """Look whether the driver owes an answer for too long, while it owes one."""
+        while True:
+            await self._owed.wait()
+            wait_s = self._device.patience_s()
+            if wait_s is None:
+                self._owed = trio.Event()
+            else:
+                await trio.sleep(wait_s)
+
     def offer(self, peer: Peer, backing: Backing) -> None:
         """A ring for this incarnation of the driver."""
         self._device.offer(peer, backing)
@@ -139,6 +161,7 @@ class Disk:
         """It serves."""
         self._device.activate(peer, take_published=take_published)
         self._turn()
+        self._owed.set()
 
     def withdraw(self, peer: Peer) -> None:
         """It is gone."""
@@ -148,8 +171,11 @@ class Disk:
 class Disks:
     """All disks of this guest, by their handles: the `Fronts` that the hypervisor's upcalls are for."""
 
-    def __init__(self, vbds: Iterable[GuestVbd], nursery: trio.Nursery, on_fault: OnFault) -> None:
-        self._disks = {vbd.handle: Disk(vbd, nursery, partial(_tell, on_fault, vbd.handle)) for vbd in vbds}
+    def __init__(self, vbds: Iterable[GuestVbd], nursery: trio.Nursery, on_fault: OnFault, on_stall: OnStall) -> None:
+        self._disks = {
+            vbd.handle: Disk(vbd, nursery, partial(_tell, on_fault, vbd.handle), partial(on_stall, vbd.handle))
+            for vbd in vbds
+        }
         self.by_vdev = {disk.vdev: disk for disk in self._disks.values()}
 
     def offer(self, handle: VbdHandle, peer: Peer, backing: Backing) -> None:

@@ -51,7 +51,7 @@ class Domain:
         ports, refs = Numbers(first=OWN_PORTS), Numbers()
         self.event_channels = EventChannels(domain, ports)
         self.grants = Grants(domain, refs)
-        fronts = Disks(start.vbds, nursery, self._found_fault)
+        fronts = Disks(start.vbds, nursery, self._found_fault, self._found_stall)
         self.disks: Mapping[str, Disk] = MappingProxyType(fronts.by_vdev)
         self._nursery = nursery
         ring_bytes = size_of_rings(start.config.memory, len(start.vbds))
@@ -105,3 +105,6 @@ class Domain:
 
     def _found_fault(self, handle: Any, peer: Peer, what: str, evidence: str) -> None:
         self._nursery.start_soon(self._xenbus.report, handle, peer, what, evidence)
+
+    def _found_stall(self, handle: Any, peer: Peer) -> None:
+        self._nursery.start_soon(self._xenbus.tell_of_stall, handle, peer)
