@@ -12,17 +12,18 @@ from domains.frontends.backing import Backing, RingBroken
 from domains.frontends.vbd import Link, Vbd
 from kernel.abi.ids import Peer
 
-__all__ = ["STALLED_AFTER_S", "Device", "Watch"]
+__all__ = ["Device", "Watch"]
 
 RELEASE_AFTER_S = 0.1
 """A ring is dropped when its backend is gone, and then what was in flight is on its way to the next one."""
 
+MOST_ASIDE = 1
+"""Rings that wait for that, of one vbd: backends that die in quick succession do not fill the guest's memory."""
+
+
 STALLED_AFTER_S, STALLED_AGAIN_S = 0.05, 1.0
 """A backend that owes an answer for so long may hang, and the hypervisor is to look; again while it lasts. A disk takes
 so long when it is busy."""
-
-MOST_ASIDE = 1
-"""Rings that wait for that, of one vbd: backends that die in quick succession do not fill the guest's memory."""
 
 
 class Watch(Protocol):
@@ -36,8 +37,8 @@ class Watch(Protocol):
 
 
 class Device:
-    """For one thread. `on_fault(peer, what, evidence)`: that backend broke the ring's rules. `on_stall(peer)`: it gives
-    no answer."""
+    """For one thread. `on_fault(peer, what, evidence)`: that backend broke the ring's rules. `on_stall(peer)`: that
+    one, in use, gives no answer."""
 
     def __init__(
         self,

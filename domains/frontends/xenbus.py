@@ -143,6 +143,11 @@ class Xenbus:
             else:
                 made.release()
 
+    async def tell_of_stall(self, handle: VbdHandle, peer: Peer) -> None:
+        """That backend, in use, gives no answer: the hypervisor is to look."""
+        with contextlib.suppress(Refused):  # it is gone, then
+            await self._domain.call(XenbusStalled, handle=handle, backend=peer)
+
     async def report(self, handle: VbdHandle, peer: Peer, what: str, evidence: str) -> None:
         """That backend broke the ring's rules."""
         self._domain.log.error("ring.faulted", handle=handle, backend=str(peer), what=what, evidence=evidence)
@@ -150,11 +155,6 @@ class Xenbus:
             await self._domain.call(XenbusFault, handle=handle, peer=peer, what=what[:512], evidence=evidence[:512])
         except Refused as refusal:
             self._domain.log.info("fault.refused", handle=handle, backend=str(peer), why=refusal.why)
-
-    async def tell_of_stall(self, handle: VbdHandle, peer: Peer) -> None:
-        """That backend owes an answer."""
-        with contextlib.suppress(Refused):  # it is gone, then
-            await self._domain.call(XenbusStalled, handle=handle, backend=peer)
 
 
 def _grant_and_announce(offer: BackendOffered, ring: _Ring, granted: list[int]) -> list[Call]:

@@ -13,7 +13,7 @@ from functools import partial
 import trio
 
 from domains.frontends.backing import Backing
-from domains.frontends.device import STALLED_AFTER_S, Device
+from domains.frontends.device import Device
 from domains.frontends.vbd import Vbd, VbdStats
 from domains.native.requests import MAX_DISCARD_BYTES, MAX_TRANSFER_BYTES, MAX_ZEROES_BYTES, Request, Requests
 from domains.virtio.blk import S_OK, S_UNSUPP, UNMAP, Type
@@ -55,6 +55,8 @@ class Disk:
         self._vbd.guest.start(self._requests, self._requests.view)
         self._watch = _TrioWatch(nursery, self._turn)
         self._device = Device(self._vbd, self._watch, on_fault, on_stall)
+        self._owed = trio.Event()
+        nursery.start_soon(self._mind_silence)
 
     async def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on."""
@@ -112,18 +114,12 @@ class Disk:
         self._requests.offer(request, offset // SECTOR_BYTES, range_bytes // SECTOR_BYTES, flags)
         try:
             self._turn()
-            await self._answered(request)
+            self._owed.set()
+            await request.done.wait()
             _raise_error(request, f"{self.vdev} at byte {offset}")
         except BaseException:
             self._requests.leave(request)
             raise
-
-    async def _answered(self, request: Request) -> None:
-        """Wait for its answer; a driver that gives none for long is told of."""
-        while True:
-            with trio.move_on_after(self._device.patience_s() or STALLED_AFTER_S):
-                await request.done.wait()
-                return
 
     def _check(self, offset: int, length: int) -> None:
         if offset % SECTOR_BYTES or length % SECTOR_BYTES or length <= 0:
@@ -143,6 +139,16 @@ class Disk:
             if self._vbd.park():
                 return
 
+    async def _mind_silence(self) -> None:
+        """Look whether the driver owes an answer for too long, while it owes one."""
+        while True:
+            await self._owed.wait()
+            wait_s = self._device.patience_s()
+            if wait_s is None:
+                self._owed = trio.Event()
+            else:
+                await trio.sleep(wait_s)
+
     def offer(self, peer: Peer, backing: Backing) -> None:
         """A ring for this incarnation of the driver."""
         self._device.offer(peer, backing)
@@ -155,6 +161,7 @@ class Disk:
         """It serves."""
         self._device.activate(peer, take_published=take_published)
         self._turn()
+        self._owed.set()
 
     def withdraw(self, peer: Peer) -> None:
         """It is gone."""
@@ -164,9 +171,7 @@ class Disk:
 class Disks:
     """All disks of this guest, by their handles: the `Fronts` that the hypervisor's upcalls are for."""
 
-    def __init__(
-        self, vbds: Iterable[GuestVbd], nursery: trio.Nursery, on_fault: OnFault, on_stall: OnStall
-    ) -> None:
+    def __init__(self, vbds: Iterable[GuestVbd], nursery: trio.Nursery, on_fault: OnFault, on_stall: OnStall) -> None:
         self._disks = {
             vbd.handle: Disk(vbd, nursery, partial(_tell, on_fault, vbd.handle), partial(on_stall, vbd.handle))
             for vbd in vbds
