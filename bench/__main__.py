@@ -12,12 +12,14 @@ from pathlib import Path
 
 from bench.actor import measure_actor
 from bench.block import measure_block
+from bench.crowd import measure_crowd
 from bench.domain import measure_domain
 from bench.effort import FULL, QUICK, Effort
 from bench.guest import measure_guest
 from bench.kills import measure_kills
 from bench.load import BenchError
 from bench.machine import describe_machine
+from bench.message import measure_messages
 from bench.native import measure_native
 from bench.report import render_json, render_page, render_text
 from bench.rows import GROUPS, Row
@@ -38,6 +40,8 @@ MEASURES: dict[str, Measure] = {
     "domain": measure_domain,
     "guest": measure_guest,
     "native": measure_native,
+    "message": measure_messages,
+    "crowd": measure_crowd,
 }
 
 

@@ -57,6 +57,11 @@ class BareGuest:
         with consoles_end, agents_end:
             self._process = _exec(str(files.kernel), spec, cpu)
 
+    @property
+    def pid(self) -> int:
+        """Its first process."""
+        return self._process.pid
+
     def wait_ready(self) -> int:
         """Wait for the agent's first word; when it came, in ns of `time.monotonic_ns`. Raises BenchError."""
         deadline = time.monotonic() + BOOT_S

@@ -11,6 +11,7 @@ from bench.effort import Effort
 from bench.events import Event, is_event
 from bench.figures import percentile
 from bench.load import BenchError
+from bench.memory import uss_mib
 from bench.ours import DRIVER, Ours, start_ours
 from bench.rows import Row, time_row
 
@@ -34,9 +35,9 @@ def measure_domain(run: Path, effort: Effort, say: Callable[[str], None]) -> lis
             started = hypervisor.log.wait(is_event("domain.started", peer=standby["peer"]), "start")
             starts_ms.append((started["ns"] - dead_ns) / 1e6)
         time.sleep(QUIET_S)
-        uss_mib = _uss_mib(standby["pid"])
+        own_mib = uss_mib(standby["pid"])
     say(f"domain: {len(starts_ms)} starts")
-    return [time_row("domain.start.p50", percentile(starts_ms, 0.5), "ms"), time_row("domain.uss", uss_mib, "MiB")]
+    return [time_row("domain.start.p50", percentile(starts_ms, 0.5), "ms"), time_row("domain.uss", own_mib, "MiB")]
 
 
 def _kill(pid: int) -> int:
@@ -67,9 +68,3 @@ def _next_cloned(hypervisor: Ours, before: Event) -> Event:
 
 def _generation(event: Event) -> int:
     return int(event["peer"].split(".")[1])
-
-
-def _uss_mib(pid: int) -> float:
-    """Memory that is this process's alone: what its end would free."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:"))) / 1024

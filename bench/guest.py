@@ -11,6 +11,7 @@ from bench.bare import start_bare
 from bench.effort import Effort
 from bench.events import is_event
 from bench.figures import percentile
+from bench.memory import family_of, pss_mib
 from bench.ours import Ours, start_ours
 from bench.placement import SERVER_CPU, SYSTEM_CPU
 from bench.rows import Row, latency_row
@@ -26,6 +27,9 @@ CLIENTS = 4
 QUIET_S = 0.05
 """After a guest's end, before the next begins."""
 
+IDLE_S = 1.0
+"""Until a guest has done what it does at its start."""
+
 
 def measure_guest(run: Path, effort: Effort, say: Callable[[str], None]) -> list[Row]:
     """All rows of the group. /init starts the agent, so what is measured ends a little later than /init begins."""
@@ -40,9 +44,11 @@ def measure_guest(run: Path, effort: Effort, say: Callable[[str], None]) -> list
             our_twenties.append(_our_twenty_s(hypervisor, number))
             peers_twenties.append(_bare_twenty_s())
             say(f"guest: {number + 1} of {effort.twenties} times twenty")
+        our_mib, peers_mib = _our_pss_mib(hypervisor), _bare_pss_mib()
     return [
         latency_row("guest.create_to_init.p50", percentile(ours[1:], 0.5), percentile(peers[1:], 0.5), "ms"),
         latency_row("guest.create20", statistics.median(our_twenties), statistics.median(peers_twenties), "s"),
+        latency_row("guest.pss", our_mib, peers_mib, "MiB"),
     ]
 
 
@@ -66,6 +72,20 @@ def _bare_start_ms() -> float:
         ready_ns = guest.wait_ready()
     time.sleep(QUIET_S)
     return (ready_ns - guest.started_ns) / 1e6
+
+
+def _our_pss_mib(hypervisor: Ours) -> float:
+    """Memory of all processes of an idle guest, its operating system's own in it."""
+    _create(hypervisor, "memory")
+    time.sleep(IDLE_S)
+    return sum(pss_mib(pid) for pid in family_of(hypervisor.client.info("memory").pid or 0))
+
+
+def _bare_pss_mib() -> float:
+    with start_bare(MEMORY_MIB, SYSTEM_CPU) as guest:
+        guest.wait_ready()
+        time.sleep(IDLE_S)
+        return sum(pss_mib(pid) for pid in family_of(guest.pid))
 
 
 def _our_twenty_s(hypervisor: Ours, number: int) -> float:

@@ -11,7 +11,7 @@ from bench.ours import Ours, start_ours
 from bench.rows import Row, time_row
 from kernel.abi.guest_config import GuestConfig
 
-__all__ = ["measure_native"]
+__all__ = ["PROGRAM", "main_ns", "measure_native"]
 
 PROGRAM = """\
 import time
@@ -46,14 +46,14 @@ def _start_ms(hypervisor: Ours, config: GuestConfig) -> float:
     began_ns = time.monotonic_ns()
     hypervisor.client.create(config)
     time.sleep(QUIET_S)
-    main_ns = _printed(hypervisor.run / "console" / f"{config.name}.log")
+    started_ns = main_ns(hypervisor.run / "console" / f"{config.name}.log")
     hypervisor.client.destroy(config.name)
     time.sleep(QUIET_S)
-    return (main_ns - began_ns) / 1e6
+    return (started_ns - began_ns) / 1e6
 
 
-def _printed(console: Path) -> int:
-    """The number in a console's first line. Raises BenchError when there is none."""
+def main_ns(console: Path) -> int:
+    """When the program of the guest with this console began, as it prints first of all. Raises BenchError."""
     deadline = time.monotonic() + PRINT_S
     while not console.exists() or not (line := console.read_text()).endswith("\n"):
         if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
 """Our side: a hypervisor in a run folder of its own, with a manifest of its own."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +30,24 @@ restart = {{ free_deaths = 1000000, max_deaths = 1000000 }}
 class Ours:
     """A running hypervisor. `log` has its own events."""
 
+    pid: int
     client: Client
     run: Path
     log: LogTail
+
+    @contextmanager
+    def on_cpu(self, cpu: int) -> Iterator[None]:
+        """Keep all its threads on one CPU."""
+        allowed = os.sched_getaffinity(self.pid)
+        self._keep_on({cpu})
+        try:
+            yield
+        finally:
+            self._keep_on(allowed)
+
+    def _keep_on(self, cpus: set[int]) -> None:
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            os.sched_setaffinity(int(task), cpus)
 
     def guest_log(self, name: str) -> LogTail:
         """The events of a guest's first incarnation."""
@@ -46,11 +62,11 @@ class Ours:
 
 
 @contextmanager
-def start_ours(run: Path, *, standby: bool, driver_cpu: int | None = None) -> Iterator[Ours]:
-    """Start a hypervisor with one disk driver. Raises LabError."""
+def start_ours(run: Path, *, standby: bool, driver_cpu: int | None = None, more: str = "") -> Iterator[Ours]:
+    """Start a hypervisor with one disk driver, and `more` in its manifest. Raises LabError."""
     run.mkdir(parents=True)
     cpus = "" if driver_cpu is None else f'cpus = "{driver_cpu}"'
     manifest = run / "boot.toml"
-    manifest.write_text(MANIFEST.format(driver=DRIVER, standby=str(standby).lower(), cpus=cpus))
+    manifest.write_text(MANIFEST.format(driver=DRIVER, standby=str(standby).lower(), cpus=cpus) + more)
     with start_hypervisor(run, manifest) as hypervisor:
-        yield Ours(hypervisor.client, run, LogTail(run / "log" / "hypervisor.1.jsonl"))
+        yield Ours(hypervisor.process.pid, hypervisor.client, run, LogTail(run / "log" / "hypervisor.1.jsonl"))

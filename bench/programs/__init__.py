@@ -1,0 +1,1 @@
+"""Native guests' programs, each one file that its guest runs."""
