@@ -30,6 +30,24 @@ def test_a_write_reaches_the_pool_and_its_answer_the_guest(stand):
     assert not stand.vbd.serve()
 
 
+@pytest.mark.parametrize("kind", [Type.IN, Type.OUT, Type.FLUSH, Type.DISCARD])
+def test_a_request_in_flight_has_no_status_yet(stand, kind):
+    data = {Type.IN: 512, Type.OUT: bytes(512), Type.FLUSH: 0, Type.DISCARD: struct.pack("<QII", 0, 8, 0)}
+    stand.activate()
+    request = stand.guest.submit(0, kind, 0, data[kind])
+    stand.vbd.serve()
+    waiting = stand.waiting()
+    assert stand.guest.status(request) == 0xFF
+    assert stand.guest.completed() == []
+    stand.vbd.withdraw()
+    stand.activate()
+    assert stand.guest.status(request) == 0xFF
+    stand.answer(*stand.waiting())
+    stand.vbd.serve()
+    assert stand.guest.status(request) == 0
+    assert waiting
+
+
 @pytest.mark.parametrize("pieces", [1, 8])
 def test_a_read_comes_back_with_its_data(stand, pieces):
     stand.activate()
@@ -223,6 +241,22 @@ def test_after_a_fault_nothing_of_the_predecessor_is_taken(stand):
     stand.answer(*stand.waiting(), fill=b"x")
     stand.vbd.withdraw()
     stand.activate(take_published=False)
+    assert stand.guest.completed() == []
+    assert len(stand.waiting()) == 1
+
+
+def test_a_backend_that_broke_the_rules_is_not_believed_though_the_hypervisor_allows_it(stand):
+    """It was found out here before the hypervisor had heard of it, and then gave a true answer."""
+    stand.activate()
+    stand.guest.submit(0, Type.IN, 0, 512)
+    stand.vbd.serve()
+    ((ident, *_),) = waiting = stand.waiting()
+    stand.ring.publish([ident ^ 0x100])
+    with pytest.raises(RingBroken):
+        stand.vbd.serve()
+    stand.vbd.distrust()
+    stand.answer(*waiting)
+    stand.activate(take_published=True)
     assert stand.guest.completed() == []
     assert len(stand.waiting()) == 1
 

@@ -114,6 +114,22 @@ def test_a_ring_made_anew_takes_the_place_of_the_old_one(loop, front, image):
     again.close()
 
 
+def test_a_flush_asked_for_by_an_earlier_ring_is_not_answered_on_the_next(loop, image):
+    """The old ring is replaced while its flush is under way. What it asked for is nobody's any more."""
+    handle = VbdHandle(1)
+    loop.activate(handle, os.open(image, os.O_RDWR))
+    for _ in range(30):
+        old = FrontRing(loop)
+        image.write_bytes(os.urandom(1 << 20))  # for the flush to take a while
+        old.post(99, Op.FLUSH)
+        front = FrontRing(loop)
+        front.post(1, Op.FLUSH)
+        front.post(2, Op.READ, 512, 0, POOL_AT)
+        assert sorted(front.answers(2)) == [(1, OK), (2, OK)]
+        for ring in (old, front):
+            ring.close()
+
+
 def test_a_vbd_that_was_detached_is_served_no_more(loop, front):
     loop.disconnect(front.handle)
     wait_turn(loop)
@@ -180,20 +196,22 @@ def test_each_errno_has_its_status(number, status):
 
 
 BROKEN = {
-    "place in the header": ((1, Op.READ, 0, 512, 0, 0), 1),
-    "flags": ((1, Op.READ, 1, 512, 0, POOL_AT), 1),
-    "index ahead by a ring and one": ((1, Op.READ, 0, 512, 0, POOL_AT), SLOTS + 1),
-    "index runs back": ((1, Op.READ, 0, 512, 0, POOL_AT), 0xFFFF_FFFF),
+    "place in the header": ((1, Op.READ, 0, 512, 0, 0), 1, "place outside the pool"),
+    "flags": ((1, Op.READ, 1, 512, 0, POOL_AT), 1, "wrong request"),
+    "index ahead by a ring and one": ((1, Op.READ, 0, 512, 0, POOL_AT), SLOTS + 1, "req_prod runs ahead"),
+    "index runs back": ((1, Op.READ, 0, 512, 0, POOL_AT), 0xFFFF_FFFF, "req_prod runs ahead"),
 }
 
 
-@pytest.mark.parametrize(("fields", "ahead"), BROKEN.values(), ids=BROKEN)
-def test_a_frontend_that_breaks_the_ring_is_named_and_others_are_served(loop, front, faults, image, fields, ahead):
+@pytest.mark.parametrize(("fields", "ahead", "what"), BROKEN.values(), ids=BROKEN)
+def test_a_frontend_that_breaks_the_ring_is_named_and_others_are_served(
+    loop, front, faults, image, fields, ahead, what
+):
     other = FrontRing(loop, 2)
     activate(loop, other, image)
     front.post_raw(fields, ahead=ahead)
-    handle, _, evidence = faults.get(timeout=DEADLINE_S)
-    assert handle == front.handle
+    handle, said, evidence = faults.get(timeout=DEADLINE_S)
+    assert (handle, said) == (front.handle, what)
     assert evidence
     other.post(1, Op.READ, 512, 0, POOL_AT)
     assert other.answers(1) == [(1, OK)]
