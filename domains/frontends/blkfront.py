@@ -1,6 +1,5 @@
 """The block frontend: one data loop for all vbds of one guest, between its virtqueues and its backends' rings."""
 
-import contextlib
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -148,8 +147,7 @@ class BlkfrontLoop:
         """End the loop, wait for that, and give everything back, listening sockets included."""
         self._loop.stop()
         for device in self._devices.values():
-            with contextlib.suppress(ValueError):
-                device.close()
+            device.close()
 
     def offer(self, handle: VbdHandle, peer: Peer, backing: Backing) -> None:
         """A ring for this incarnation, from now on the loop's own. Before `activate` of the same."""

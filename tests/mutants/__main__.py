@@ -41,7 +41,7 @@ def judge_all(mutants: Sequence[Mutant], say: Callable[[str], None]) -> bool:
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="these alone")
-    parser.add_argument("--fast", action="store_true", help="without those whose tests start a hypervisor")
+    parser.add_argument("--fast", action="store_true", help="without the slow ones")
     parser.add_argument("--sample", type=int, metavar="N", help="only so many, chosen by the seed")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="by default another each time")
     given = parser.parse_args(words)

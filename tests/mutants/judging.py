@@ -21,9 +21,9 @@ __all__ = ["Judge", "Verdict", "VerdictKind"]
 PARTS = ("kernel", "domains", "drivers", "triovisor", "tests")
 """What the tests need of the project, beside `pyproject.toml`."""
 
-TEST_S = 40
-"""For one test function: one that hangs is red."""
-RUN_S, END_S = 240.0, 30.0
+TEST_S, SLOW_TEST_S = 40, 150
+"""For one case of a test: one that hangs is red. The second for a slow one."""
+RUN_S, END_S = 300.0, 30.0
 """For all cases of one test, and for what it has started to be gone then."""
 
 NOT_BEHAVIOUR = ("SyntaxError", "IndentationError", "NameError", "UnboundLocalError", "ImportError",
@@ -87,13 +87,13 @@ class Judge:
 
     def _judge(self, mutant: Mutant) -> tuple[VerdictKind, str]:
         for test in mutant.red_by:
-            run = self._unbroken.get(test) or self._unbroken.setdefault(test, self._run(test))
+            run = self._unbroken.get(test) or self._unbroken.setdefault(test, self._run(test, mutant.slow))
             if run.failed or run.errors:
                 return VerdictKind.UNFAIR, f"{test} fails without it: {(run.failed or run.errors)[0]}"
             if not run.passed:
                 return VerdictKind.NOT_POSSIBLE, f"{test} is skipped"
         with self._broken(mutant):
-            runs = {test: self._run(test) for test in mutant.red_by}
+            runs = {test: self._run(test, mutant.slow) for test in mutant.red_by}
         for test, run in runs.items():
             if run.failed and not run.failed[0].startswith(NOT_BEHAVIOUR):
                 continue
@@ -117,10 +117,10 @@ class Judge:
         path.write_text(source)
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
-    def _run(self, test: str) -> _Run:
+    def _run(self, test: str, slow: bool) -> _Run:
         self._report.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--timeout={TEST_S}"]
-        command += ["--hypothesis-profile=mutants"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        command += [f"--timeout={SLOW_TEST_S if slow else TEST_S}", "--hypothesis-profile=mutants"]
         command += [f"--junitxml={self._report}", "-o", "junit_family=xunit1", test]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with subprocess.Popen(

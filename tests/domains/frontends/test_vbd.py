@@ -378,6 +378,10 @@ def test_what_an_old_queue_left_behind_is_not_posted_to_a_successor(stand):
     stand.activate()
     assert stand.waiting() == []
     assert stand.vbd.stats().in_flight == 0
+    stand.vbd.guest.start(stand.guest.queue(), stand.guest.view)
+    stand.guest.submit(1, Type.OUT, 1, bytes(512))
+    assert stand.vbd.serve()
+    assert [sector for *_, sector, _ in stand.waiting()] == [1]
 
 
 def test_the_longest_gap_without_an_answer_is_remembered(stand):

@@ -53,6 +53,32 @@ def test_what_was_put_back_is_taken_again(guest):
     assert queue.take() == taken
 
 
+def test_indices_go_on_after_their_largest():
+    """Both are 16 bits wide (§2.7.6, §2.7.8)."""
+    guest = GuestDriver()
+    guest.offered = guest.seen = 0xFFFE
+    struct.pack_into("<H", guest.view, AVAILABLE + 2, guest.offered)
+    struct.pack_into("<H", guest.view, USED + 2, guest.seen)
+    guest.completed()
+    queue = guest.queue()
+    for head in range(4):
+        guest.chain(head, [HEADER, DATA, STATUS])
+        taken = queue.take()
+        queue.untake()
+        assert not queue.park()
+        assert queue.take() == taken
+        assert taken is not None
+        assert taken[0] == head
+        assert queue.take() is None
+        queue.publish(head, 1)
+        assert queue.wants_signal()
+        assert queue.unseen()
+        assert guest.completed() == [(head, 1)]
+        assert not queue.unseen()
+    assert queue.next_available == 2
+    guest.close()
+
+
 def test_the_guest_is_signalled_once_for_what_it_has_not_seen(guest):
     queue = guest.queue()
     assert not queue.wants_signal()

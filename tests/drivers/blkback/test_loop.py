@@ -13,8 +13,9 @@ from domains.runtime.faults import FaultPoints
 from drivers.blkback.errors import status_of
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.ids import VbdHandle
-from kernel.abi.io.blkif import POOL_AT, SLOTS, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, SLOTS, Op, RspStatus
 from tests.drivers.blkback.front_ring import SECTORS, FrontRing
+from tests.promises.events import wait_until
 
 OK = RspStatus.OK
 DEADLINE_S = 20
@@ -230,30 +231,40 @@ def test_memory_that_is_not_sealed_is_the_frontends_fault(loop, faults):
     backing.release()
 
 
-def test_a_busy_vbd_does_not_starve_another(loop, front, image):
-    """The busy one has a ring full waiting all the time; the other's requests are answered one by one."""
-    other = FrontRing(loop, 2)
-    activate(loop, other, image)
-    stop = threading.Event()
+def test_a_busy_vbd_does_not_starve_another(loop, image):
+    """The busy one has a ring full of large requests: the other's is answered long before they all are."""
+    os.truncate(image, MAX_BYTES)
+    busy, other = FrontRing(loop, 1, sectors=MAX_BYTES // 512), FrontRing(loop, 2)
+    for ident in range(SLOTS):
+        busy.backing.post(ident, Op.READ, MAX_BYTES, 0, POOL_AT)
+    busy.in_flight += SLOTS
+    busy.backing.publish()
+    other.post(1, Op.READ, 512, 0, POOL_AT)
+    loop.submit(lambda: [activate(loop, front, image) for front in (busy, other)])
+    assert other.answers(1) == [(1, OK)]
+    assert len(busy.backing.responses(SLOTS)) < SLOTS // 2
+    for front in (busy, other):
+        front.close()
 
-    def keep_busy():
-        while not stop.is_set():
-            for ident in range(SLOTS):
-                front.backing.post(ident, Op.READ, 65536, 0, POOL_AT)
-            front.in_flight += SLOTS
-            front.backing.publish()
-            front.answers(SLOTS)
 
-    busy = threading.Thread(target=keep_busy)
-    busy.start()
-    try:
-        for ident in range(50):
-            other.post(ident, Op.READ, 512, 0, POOL_AT)
-            assert other.answers(1) == [(ident, OK)]
-    finally:
-        stop.set()
-        busy.join()
-        other.close()
+def test_flushes_that_wait_together_are_all_answered(front):
+    for ident in range(20):
+        front.backing.post(ident, Op.FLUSH, 0, 0, 0)
+    front.in_flight += 20
+    front.backing.publish()
+    assert front.answers(20) == [(ident, OK) for ident in range(20)]
+
+
+def test_an_image_that_was_flushed_is_let_go_of(loop, image):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        front = FrontRing(loop)
+        activate(loop, front, image)
+        front.post(1, Op.FLUSH)
+        assert front.answers(1) == [(1, OK)]
+        loop.disconnect(front.handle)
+        front.close()
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, f"{before} descriptors again")
 
 
 def test_a_doorbell_that_nobody_answers_does_not_stop_the_loop(loop, front):
