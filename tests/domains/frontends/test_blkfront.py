@@ -1,6 +1,8 @@
 """The block frontend's loop, between a guest's vhost-user connection and the rings of backends, all in one process."""
 
+import gc
 import os
+import select
 import socket
 import struct
 import threading
@@ -10,8 +12,11 @@ import pytest
 
 from domains.frontends.blkfront import Backing, BlkfrontLoop, VbdFront
 from domains.virtio.blk import Type
+from domains.virtio.custody import Custody
+from domains.virtio.in_flight import IN_FLIGHT_BYTES
 from drivers.blkback.ring import BackRing
 from kernel.abi.ids import VbdHandle
+from kernel.abi.io.blkif import SLOTS
 from tests.domains.frontends.stand import SECTORS, peer
 from tests.domains.virtio.front_end import FrontEnd
 from tests.domains.virtio.guest_driver import GuestDriver
@@ -21,19 +26,68 @@ HANDLE = VbdHandle(1)
 DEADLINE_S = 10
 
 
+class Keeper:
+    """Keeps a disk's vhost-user connection on a thread of its own, as a guest's reaper does."""
+
+    def __init__(self, path: str) -> None:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind(path)
+        listening.listen(4)
+        self._custody = Custody(listening)
+        self._wake = os.eventfd(0)
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._wake, *self._custody.watched()], [], [])
+            if self._wake in ready:
+                return
+            self._custody.look()
+
+    def _stop(self) -> None:
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.eventfd_read(self._wake)
+
+    def hand_over(self) -> socket.socket:
+        """The line for the next process that serves the disk."""
+        self._stop()
+        line = socket.socket(fileno=self._custody.hand_over())
+        self._start()
+        return line
+
+    def close(self) -> None:
+        self._stop()
+        self._custody.leave()
+        os.close(self._wake)
+
+
 class Front:
-    """A loop with one vbd. `rings` are the ends of the backends that were offered, by generation."""
+    """A loop with one vbd. `rings` are the ends of the backends that were offered last, by generation."""
 
     def __init__(self, folder) -> None:
         self.path = str(folder / "vda.sock")
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listening.bind(self.path)
-        listening.listen(4)
+        self.keeper = Keeper(self.path)
+        self.in_flight = os.memfd_create("in-flight")
+        os.ftruncate(self.in_flight, IN_FLIGHT_BYTES)
         self.faults: SimpleQueue = SimpleQueue()
-        self.loop = BlkfrontLoop([VbdFront(HANDLE, "vda", SECTORS, False, listening)], lambda *f: self.faults.put(f))
         self.rings: dict[int, BackRing] = {}
         self.guests: list[FrontEnd] = []
+        self._serve()
+
+    def _serve(self) -> None:
+        vbd = VbdFront(HANDLE, "vda", SECTORS, False, self.keeper.hand_over(), self.in_flight)
+        self.loop = BlkfrontLoop([vbd], lambda *fault: self.faults.put(fault))
         self.loop.start()
+
+    def take_over(self) -> None:
+        """Another loop goes on, as after the death of the process: with new rings, and no word from the one before."""
+        self.loop.stop()
+        self._serve()
 
     def guest(self) -> FrontEnd:
         """A guest that has connected, and set up its queue."""
@@ -51,6 +105,8 @@ class Front:
     def offer(self, generation: int) -> None:
         backing = Backing.create()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if generation in self.rings:
+            self.rings.pop(generation).close()
         self.rings[generation] = BackRing(backing.out_fd, backing.in_fd, theirs)
         backing.close_descriptors()
         self.loop.offer(HANDLE, peer(generation), backing)
@@ -60,21 +116,40 @@ class Front:
         self.offer(generation)
         self.loop.activate(HANDLE, peer(generation), True)
 
-    def answer(self, generation: int) -> int:
-        """Wait for a request on that ring and answer it: its sector."""
+    def take(self, generation: int, count: int) -> dict[int, int]:
+        """Wait for so many requests on that ring, and no more: the id of each by its sector, as they came."""
         ring = self.rings[generation]
-        wait_until(lambda: ring.requests() or not ring.park(), "a request")
-        ((ident, _, _, _, sector, _),) = ring.take(1)
-        if ring.publish([ident]):
+        taken: dict[int, int] = {}
+
+        def come() -> bool:
+            if ring.requests() or not ring.park():
+                taken.update((sector, ident) for ident, _, _, _, sector, _ in ring.take(SLOTS))
+            return len(taken) >= count
+
+        wait_until(come, f"{count} requests")
+        assert len(taken) == count
+        return taken
+
+    def answer(self, generation: int, *idents: int) -> None:
+        """Answer them: the data is on the disk."""
+        ring = self.rings[generation]
+        if ring.publish(list(idents)):
             ring.doorbell.ring()
-        return int(sector)
+
+    def do_one(self, generation: int) -> int:
+        """Wait for a request on that ring and answer it: its sector."""
+        ((sector, ident),) = self.take(generation, 1).items()
+        self.answer(generation, ident)
+        return sector
 
     def close(self) -> None:
         self.loop.stop()
+        self.keeper.close()
         for guest in list(self.guests):
             self.hang_up(guest)
         for ring in self.rings.values():
             ring.close()
+        os.close(self.in_flight)
 
 
 @pytest.fixture
@@ -95,11 +170,19 @@ def wait_done(guest: FrontEnd, request) -> None:
     wait_until(lambda: guest.guest.status(request) == 0 and guest.guest.completed(), "the request is done")
 
 
+def wait_turns(front: Front) -> None:
+    """Let the loop look at its rings once more."""
+    for _ in range(2):
+        turned = threading.Event()
+        front.loop.submit(turned.set)
+        assert turned.wait(DEADLINE_S)
+
+
 def test_a_request_travels_to_the_backend_and_its_answer_interrupts_the_guest(front):
     guest = front.guest()
     front.activate(1)
     request = write(guest, 8)
-    assert front.answer(1) == 8
+    assert front.do_one(1) == 8
     wait_done(guest, request)
     wait_until(lambda: _read(guest.call), "the interrupt")
 
@@ -117,7 +200,7 @@ def test_a_standby_that_is_gone_disturbs_nobody(front):
     front.offer(2)
     front.loop.withdraw(HANDLE, peer(2))
     request = write(guest, 8)
-    assert front.answer(1) == 8
+    assert front.do_one(1) == 8
     wait_done(guest, request)
     assert len(front.loop.stats()[HANDLE].switches) == 1
 
@@ -129,7 +212,7 @@ def test_a_successor_gets_what_the_backend_before_it_left(front):
     wait_until(front.rings[1].requests, "a request")
     front.loop.withdraw(HANDLE, peer(1))
     front.activate(2)
-    assert front.answer(2) == 8
+    assert front.do_one(2) == 8
     wait_done(guest, request)
     switch = front.loop.stats()[HANDLE].switches[-1]
     assert (switch.taken, switch.reposted) == (0, 1)
@@ -144,29 +227,36 @@ def test_a_backend_that_lies_is_named_and_its_successor_serves(front):
     front.rings[1].lie(index=True)
     assert front.faults.get(timeout=DEADLINE_S)[:3] == (HANDLE, peer(1), "rsp_prod runs ahead")
     front.activate(2)
-    assert front.answer(2) == 8
+    assert front.do_one(2) == 8
     wait_done(guest, request)
 
 
-def test_a_guest_that_breaks_its_queue_is_named_and_hung_up_on(front):
+def test_a_guest_that_breaks_its_queue_is_named_and_served_no_more(front):
     guest = front.guest()
     front.activate(1)
     guest.guest.offer(guest.guest.size)
     os.eventfd_write(guest.kick, 1)
     assert front.faults.get(timeout=DEADLINE_S)[:3] == (HANDLE, None, "head out of range")
-    assert guest.socket.recv(1) == b""
+    write(guest, 8)
+    wait_turns(front)
+    assert not front.rings[1].requests()
 
 
-def test_a_second_connection_is_refused_and_the_first_goes_on(front):
+def test_a_second_connection_waits_until_the_first_has_ended(front):
     guest = front.guest()
     front.activate(1)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as second:
-        second.connect(front.path)
-        second.settimeout(DEADLINE_S)
-        assert second.recv(1) == b""
-    request = write(guest, 8)
-    front.answer(1)
-    wait_done(guest, request)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(front.path)
+        second = FrontEnd(sock, GuestDriver())
+        second.send(1)
+        request = write(guest, 8)
+        front.do_one(1)
+        wait_done(guest, request)
+        assert guest.ask(11, struct.pack("<II", 0, 0)) == struct.pack("<II", 0, 1)
+        front.hang_up(guest)
+        assert len(sock.recv(100)) == 20, "its features"
+        second.guest.close()
+        second.close()
 
 
 def test_a_queue_that_is_stopped_tells_how_far_it_has_come(front):
@@ -174,45 +264,82 @@ def test_a_queue_that_is_stopped_tells_how_far_it_has_come(front):
     front.activate(1)
     for number in range(3):
         request = write(guest, 8 + number)
-        front.answer(1)
+        front.do_one(1)
         wait_done(guest, request)
     assert guest.ask(11, struct.pack("<II", 0, 0)) == struct.pack("<II", 0, 3)
+
+
+def open_descriptors() -> int:
+    """Once those are gone that belong to nobody any more: rings are released aside, a loop and its rings know each
+    other, and each mapping has a descriptor of its own."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join()
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_a_guest_that_connects_again_and_again_leaves_no_descriptor_behind(front):
     front.activate(1)
     guest = front.guest()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for sector in range(5):
         front.hang_up(guest)
-        guest = wait_connected(front)
+        guest = front.guest()
         request = write(guest, sector)
-        assert front.answer(1) == sector
+        assert front.do_one(1) == sector
         wait_done(guest, request)
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, f"{before} descriptors again")
+    wait_until(lambda: open_descriptors() <= before, f"{before} descriptors again")
 
 
-def wait_connected(front: Front) -> FrontEnd:
-    """The next guest, once the loop has seen that the one before is gone."""
+def test_a_successor_of_the_loop_posts_what_was_in_flight_once_and_before_anything_newer(front):
+    guest = front.guest()
+    front.activate(1)
+    requests = {sector: write(guest, sector, head) for head, sector in enumerate((24, 8, 16, 40))}
+    idents = front.take(1, 4)
+    front.answer(1, idents[8])
+    wait_done(guest, requests[8])
+    front.take_over()
+    requests[32] = write(guest, 32, 1)
+    front.activate(1)
+    idents = front.take(1, 4)
+    assert list(idents) == [24, 16, 40, 32]
+    front.answer(1, *idents.values())
+    wait_until(lambda: all(guest.guest.status(request) == 0 for request in requests.values()), "all are done")
+    wait_turns(front)
+    assert sorted(head for head, _ in guest.guest.completed()) == [0, 1, 2, 3]
+    assert not front.rings[1].requests()
+    assert front.faults.empty()
 
-    def connected() -> FrontEnd | None:
-        try:
-            return front.guest()
-        except (EOFError, OSError):
-            front.hang_up(front.guests[-1])
-            return None
 
-    guest: FrontEnd = wait_until(connected, "the next guest is let in")
-    return guest
+def test_a_successor_of_the_loop_has_the_guest_look_since_its_interrupt_may_be_lost(front):
+    guest = front.guest()
+    front.activate(1)
+    request = write(guest, 8)
+    front.do_one(1)
+    wait_done(guest, request)
+    wait_until(lambda: _read(guest.call), "the interrupt")
+    front.take_over()
+    wait_until(lambda: _read(guest.call), "another interrupt")
+
+
+def test_successors_one_after_the_other_leave_no_descriptor_behind(front):
+    guest = front.guest()
+    front.activate(1)
+    before = open_descriptors()
+    for sector in range(5):
+        front.take_over()
+        front.activate(1)
+        request = write(guest, sector)
+        assert front.do_one(1) == sector
+        wait_done(guest, request)
+    wait_until(lambda: open_descriptors() <= before, f"{before} descriptors again")
 
 
 def test_a_loop_that_is_stopped_has_given_everything_back(tmp_path):
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):  # rings of the tests before, which are released aside
-            thread.join()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     use(Front(tmp_path))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def use(front: Front) -> None:
@@ -221,6 +348,6 @@ def use(front: Front) -> None:
     front.activate(1)
     front.offer(2)
     request = write(guest, 8)
-    front.answer(1)
+    front.do_one(1)
     wait_done(guest, request)
     front.close()
