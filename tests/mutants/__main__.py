@@ -7,14 +7,16 @@ import argparse
 import collections
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tests.mutants.catalogue import Mutant, load
+from tests.mutants.copies import folder_for_a_copy, stopped_by_signals
 from tests.mutants.judging import Judge, VerdictKind
 
 __all__ = ["judge_all", "main", "sample"]
+
+INTERRUPTED = 130
+"""As a shell has it for Ctrl-C."""
 
 GOOD = (VerdictKind.RED, VerdictKind.NOT_POSSIBLE)
 
@@ -28,8 +30,8 @@ def judge_all(mutants: Sequence[Mutant], say: Callable[[str], None]) -> bool:
     """Judge each in a copy of the project; `say` gets a row for each and a last line. Whether all were seen."""
     counts: collections.Counter[VerdictKind] = collections.Counter()
     width = max(len(mutant.name) for mutant in mutants)
-    with tempfile.TemporaryDirectory(prefix="triovisor-mutants.") as folder:
-        judge = Judge(Path(folder))
+    with folder_for_a_copy() as folder:
+        judge = Judge(folder)
         for mutant in mutants:
             verdict = judge.judge(mutant)
             counts[verdict.kind] += 1
@@ -57,7 +59,12 @@ def main(words: Sequence[str]) -> int:
     if given.sample is not None:
         print(f"a sample of {given.sample}; again: --sample {given.sample} --seed {given.seed}", flush=True)
         mutants = sample(mutants, given.sample, given.seed)
-    return 0 if judge_all(mutants, lambda row: print(row, flush=True)) else 1
+    try:
+        with stopped_by_signals():
+            return 0 if judge_all(mutants, lambda row: print(row, flush=True)) else 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing is left behind", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

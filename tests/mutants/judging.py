@@ -1,6 +1,7 @@
 """Breaking a copy of the project, and seeing whether its tests notice."""
 
 import contextlib
+import ctypes
 import enum
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.mutants.catalogue import ROOT, Mutant, TextGone, mutate
+from tests.mutants.copies import TREE
 
 __all__ = ["Judge", "Verdict", "VerdictKind"]
 
@@ -25,6 +27,9 @@ TEST_S, SLOW_TEST_S = 40, 150
 """For one case of a test: one that hangs is red. The second for a slow one."""
 RUN_S, END_S = 300.0, 30.0
 """For all cases of one test, and for what it has started to be gone then."""
+
+PR_SET_PDEATHSIG = 1
+"""`linux/prctl.h`."""
 
 NOT_BEHAVIOUR = ("SyntaxError", "IndentationError", "NameError", "UnboundLocalError", "ImportError",
                  "ModuleNotFoundError", "AttributeError", "LabError")  # fmt: skip
@@ -68,7 +73,7 @@ class Judge:
     """A copy of the project in `folder`, which the caller removes."""
 
     def __init__(self, folder: Path, root: Path = ROOT) -> None:
-        self._tree = folder / "tree"
+        self._tree = folder / TREE
         self._report = folder / "report.xml"
         for part in PARTS:
             shutil.copytree(root / part, self._tree / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -125,16 +130,24 @@ class Judge:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with subprocess.Popen(
             command, cwd=self._tree, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=_end_with_parent,
         ) as process:  # fmt: skip
             try:
                 said, _ = process.communicate(timeout=RUN_S)
             except subprocess.TimeoutExpired:
                 _end(process)
                 return _Run(0, (f"no end within {RUN_S:g} s",), ())
+            except BaseException:  # we are interrupted ourselves
+                _end(process)
+                raise
         if not self._report.exists():
             return _Run(0, (), (said.strip().rpartition("\n")[2],))
         return _read(self._report)
+
+
+def _end_with_parent() -> None:
+    """In the child: Ctrl-C when the run is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

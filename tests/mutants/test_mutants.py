@@ -1,12 +1,18 @@
 """The mutants: each is about code and tests that are there; a few are seen red here, all of them by `make mutants`."""
 
 import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.mutants.__main__ import judge_all, main, sample
 from tests.mutants.catalogue import ROOT, Mutant, TextGone, load, mutate
 from tests.mutants.judging import Judge, VerdictKind
+from tests.promises.events import wait_until
 
 MUTANTS = load()
 SAMPLE = 4
@@ -99,3 +105,63 @@ def test_a_text_that_is_gone_is_told_with_the_mutants_name():
 def test_a_name_that_is_no_mutants_is_told_in_one_line(capsys):
     assert main(["no-such-mutant"]) == 2
     assert capsys.readouterr().err == "no such mutant: no-such-mutant: tests/mutants/*.toml has them\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of one mutant, whose folder is made in `tmp_path`, and the process of its test."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.mutants", "early-answer"], cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    yield process, wait_until(lambda: [pid for pid in pids_in(tmp_path) if pid != process.pid], "its test runs")[0]
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def pids_in(folder: Path) -> list[int]:
+    """Processes whose working folder is below this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(folder):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def folders_in(place: Path) -> list[Path]:
+    return list(place.glob("triovisor-mutants.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_interrupted_leaves_nothing_behind(run, tmp_path, number):
+    process, _ = run
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert not folders_in(tmp_path)
+    wait_until(lambda: not pids_in(tmp_path), "its test has ended too")
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next_one_and_what_a_living_one_has_is_not(run, tmp_path):
+    process, _ = run
+    (folder,) = folders_in(tmp_path)
+
+    def run_another() -> None:
+        command = [sys.executable, "-m", "tests.mutants", "backs-off-one-death-late"]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+
+    process.send_signal(signal.SIGSTOP)
+    run_another()
+    assert folders_in(tmp_path) == [folder]
+    process.kill()
+    process.wait()
+    wait_until(lambda: not pids_in(tmp_path), "its test has ended with it")
+    assert folders_in(tmp_path) == [folder]
+    run_another()
+    assert not folders_in(tmp_path)

@@ -256,6 +256,23 @@ def test_without_room_requests_wait_in_the_virtqueue_and_come_later():
     stand.close()
 
 
+def test_what_found_no_room_is_not_marked_as_in_flight():
+    """Or a successor of this process would take it for one that it holds, and the guest's next buffer for taken."""
+    stand = Stand(ring_bytes=SMALL_RING_BYTES)
+    stand.activate()
+    for head in range(40):
+        stand.guest.submit(head, Type.OUT, head * 128, bytes(65536))
+    while stand.vbd.serve():
+        pass
+    posted = [ident & 0xFF for ident, *_ in stand.waiting()]
+    assert 0 < len(posted) < 40
+    queue = stand.vbd.guest.queue
+    assert queue is not None
+    assert queue.next_available == len(posted)
+    assert queue.in_flight.recover(0) == posted
+    stand.close()
+
+
 def test_a_successor_gets_what_was_not_answered_oldest_first(stand):
     stand.activate()
     for head in (5, 3, 9, 1):

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domains.virtio import blk
@@ -193,6 +193,7 @@ ALPHABET = [
 ]  # fmt: skip
 
 
+@example([message(12, U64(0), (12,))], [message(11, STATE(0, 0))])
 @given(st.lists(st.sampled_from(ALPHABET), max_size=30), st.lists(st.sampled_from(ALPHABET), max_size=10))
 def test_a_successor_goes_on_exactly_where_a_session_was(before, after):
     ours = session()
