@@ -6,11 +6,11 @@ import select
 import socket
 import struct
 import threading
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import pytest
 
-from domains.frontends.blkfront import Backing, BlkfrontLoop, VbdFront
+from domains.frontends.blkfront import STALLED_AGAIN_S, Backing, BlkfrontLoop, VbdFront
 from domains.virtio.blk import Type
 from domains.virtio.custody import Custody
 from domains.virtio.in_flight import IN_FLIGHT_BYTES
@@ -77,13 +77,14 @@ class Front:
         self.in_flight = os.memfd_create("in-flight")
         os.ftruncate(self.in_flight, IN_FLIGHT_BYTES)
         self.faults: SimpleQueue = SimpleQueue()
+        self.stalls: SimpleQueue = SimpleQueue()
         self.rings: dict[int, BackRing] = {}
         self.guests: list[FrontEnd] = []
         self._serve()
 
     def _serve(self) -> None:
         vbd = VbdFront(HANDLE, "vda", SECTORS, False, self.keeper.hand_over(), self.in_flight)
-        self.loop = BlkfrontLoop([vbd], lambda *fault: self.faults.put(fault))
+        self.loop = BlkfrontLoop([vbd], lambda *fault: self.faults.put(fault), lambda *stall: self.stalls.put(stall))
         self.loop.start()
 
     def take_over(self) -> None:
@@ -233,6 +234,21 @@ def test_a_backend_that_lies_is_named_and_its_successor_serves(front):
     front.activate(2)
     assert front.do_one(2) == 8
     wait_done(guest, request)
+
+
+def test_a_backend_that_owes_an_answer_is_told_of_again_and_again_and_one_that_owes_none_is_not(front):
+    guest = front.guest()
+    front.activate(1)
+    request = write(guest, 8)
+    for _ in range(2):
+        assert front.stalls.get(timeout=DEADLINE_S) == (HANDLE, peer(1))
+    front.do_one(1)
+    wait_done(guest, request)
+    wait_turns(front)
+    while not front.stalls.empty():
+        front.stalls.get()
+    with pytest.raises(Empty):
+        front.stalls.get(timeout=2 * STALLED_AGAIN_S)
 
 
 def test_a_guest_that_breaks_its_queue_is_named_and_served_no_more(front):
