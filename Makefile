@@ -11,12 +11,13 @@ SOURCE  = $$(sha256sum < pyproject.toml) $(CURDIR) $$($(PYTHON) -c 'import sys; 
 VENV_PACKAGE = $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
 
 .NOTPARALLEL:
-.PHONY: help setup venv venv-support demo test bench profile soak lint build clean
+.PHONY: help setup venv venv-support demo test mutants bench profile soak lint build clean
 
 help:
 	@echo 'make setup   virtual environment, system packages, guest kernel and programs; the second time it downloads nothing'
 	@echo 'make demo    set-up, then a Linux guest whose disk driver is killed under it'
 	@echo 'make test    set-up, then linters, types, import contracts and all tests (PYTEST_ARGS="-k ring")'
+	@echo 'make mutants set-up, then the code broken in each way that matters, and a test seen red for it (MUTANTS="--fast")'
 	@echo 'make bench   set-up, then every figure against its peer, into bench/RESULTS.md'
 	@echo 'make profile set-up, then flame graphs of the block path and of a hypervisor with 200 domains, into build/profile'
 	@echo 'make soak    set-up, then an hour of random kills under eight guests, and a thousand restarts (SOAK_ARGS="--minutes 5")'
@@ -33,6 +34,9 @@ demo: setup
 test: setup lint
 	@$(PY) -m triovisor.provision --bench
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+mutants: setup
+	@$(PY) -m tests.mutants $(MUTANTS)
 
 bench: venv
 	@$(PY) -m triovisor.provision --bench

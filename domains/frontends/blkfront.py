@@ -1,6 +1,5 @@
 """The block frontend: one data loop for all vbds of one guest, between its virtqueues and its backends' rings."""
 
-import contextlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,8 +86,7 @@ class BlkfrontLoop:
         """End the loop, wait for that, and give everything back, lines included."""
         self._loop.stop()
         for close in self._close:
-            with contextlib.suppress(ValueError):
-                close()
+            close()
 
     def offer(self, handle: VbdHandle, peer: Peer, backing: Backing) -> None:
         """A ring for this incarnation, from now on the loop's own. Before `activate` of the same."""

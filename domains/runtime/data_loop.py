@@ -109,8 +109,8 @@ class DataLoop:
         self._handlers[descriptor] = handler
 
     def unwatch(self, descriptor: int) -> None:
-        """Forget a descriptor, before it is closed."""
-        if self._handlers.pop(descriptor, None) is not None:
+        """Forget a descriptor, before it is closed. On the loop's thread, or when it has stopped."""
+        if self._handlers.pop(descriptor, None) is not None and not self._epoll.closed:
             self._epoll.unregister(descriptor)
 
     def _obey(self) -> None:

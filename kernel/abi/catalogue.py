@@ -1,4 +1,4 @@
-"""The written catalogue of the ABI, from its own docstrings: `python -m kernel.abi.catalogue` writes CATALOGUE.md."""
+"""The ABI's document, from its own docstrings: `python -m kernel.abi.catalogue` writes docs/abi.md."""
 
 import inspect
 from pathlib import Path
@@ -9,7 +9,9 @@ from msgspec.inspect import type_info
 
 from kernel.abi import admin, guest_io, hypercalls, keeping, log_events, spawn, status, upcalls
 
-__all__ = ["catalogue"]
+__all__ = ["DOCUMENT", "catalogue"]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "abi.md"
 
 CHANNELS: tuple[tuple[str, ModuleType], ...] = (
     ("Hypercalls: domain → hypervisor", hypercalls),
@@ -70,4 +72,4 @@ def _entry(message: type[Struct]) -> list[str]:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("CATALOGUE.md").write_text(catalogue())
+    DOCUMENT.write_text(catalogue())

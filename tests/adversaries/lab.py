@@ -16,11 +16,14 @@ from tests.promises.processes import descendants_of, wait_gone
 from triovisor.client import TvError
 from triovisor.lab import Hypervisor, start_hypervisor
 
-__all__ = ["INNOCENT", "Lab", "start_lab", "tree_of_puppets"]
+__all__ = ["INNOCENT", "MANIFEST", "PATIENT", "Lab", "start_lab", "tree_of_puppets"]
 
 INNOCENT = "innocent"
 GONE_S = 1.0
 IMAGE_MIB = 8
+
+PATIENT = "heartbeat = { interval_s = 60, deadline_s = 600 }"
+"""Puppets answer no ping, unless the test does."""
 
 MANIFEST = f"""
 [[driver]]
@@ -34,13 +37,12 @@ name = "puppet-driver"
 role = "drivers.puppet.main"
 standby = false
 restart = {UNLIMITED}
-heartbeat = {{ interval_s = 60, deadline_s = 600 }}
+{PATIENT}
 
 [guests]
 role = "domains.guests.puppet"
-heartbeat = {{ interval_s = 60, deadline_s = 600 }}
+{PATIENT}
 """
-"""Puppets answer no ping, unless the test does."""
 
 
 class Lab:

@@ -1,8 +1,10 @@
 """What a domain may not have is refused with the status that the ABI names, and costs nobody else anything."""
 
 import fcntl
+import functools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +17,11 @@ from kernel.abi.guest_config import GuestConfig
 from kernel.abi.ids import ANY_GENERATION, DOM0, HYPERVISOR, DomId, Generation, Peer
 from kernel.abi.packet import close_all
 from kernel.abi.status import Status
-from kernel.abi.upcalls import DESCRIPTORS, BackendOffered, EvtchnConnected, Reply, VbdRing
-from tests.adversaries.lab import Lab
+from kernel.abi.upcalls import DESCRIPTORS, BackendOffered, EvtchnConnected, Ping, Reply, VbdRing
+from tests.adversaries.lab import MANIFEST, PATIENT, Lab, start_lab
 from tests.adversaries.puppet import SEALS, Puppet, sealed_memory
+from tests.promises.events import wait_until
+from tests.promises.processes import status_of
 
 BLKBACK = DomId(1)
 NOBODY = Peer(DomId(0x7000), Generation(1))
@@ -293,9 +297,58 @@ def test_a_domain_that_has_said_that_it_ends_and_stays_is_ended(calm):
         assert len(calm.log.all("domain.shut_down", since, name="puppet-driver")) == 1
 
 
-def test_a_pong_with_a_wrong_number_is_no_pong(calm, puppet):
-    puppet.send(encode([h.Pong(n) for n in (0, 2, 3, 0xFFFF_FFFF)]))
-    assert puppet.status(h.Version) is Status.OK
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory, tree, images) -> Iterator[Lab]:
+    """A hypervisor that takes a puppet for hung that has been silent for a second."""
+    soon = MANIFEST.replace(PATIENT, "heartbeat = { interval_s = 0.05, deadline_s = 1.0 }", 1)
+    assert soon != MANIFEST
+    with start_lab(tmp_path_factory.mktemp("impatient"), tree, images, soon) as started:
+        yield started
+
+
+def pong(puppet: Puppet, error: int) -> None:
+    """Answer the next ping, with a number that is so much beside it."""
+    puppet.send(encode([h.Pong((puppet.wait_upcall(Ping).sequence + error) & 0xFFFF_FFFF)]))
+
+
+def answer_for(time_s: float, puppet: Puppet, error: int) -> None:
+    end_s = time.monotonic() + time_s
+    while time.monotonic() < end_s:
+        pong(puppet, error)
+
+
+def test_a_domain_that_answers_its_pings_lives(impatient):
+    with impatient.driver_puppet() as puppet:
+        answer_for(3, puppet, 0)
+        assert puppet.status(h.Version) is Status.OK
+
+
+@pytest.mark.parametrize("error", [-1, 1, 0x8000_0000])
+def test_a_domain_that_answers_its_pings_with_a_wrong_number_is_silent(impatient, error):
+    with impatient.driver_puppet() as puppet:
+        pong(puppet, 0)
+        with pytest.raises(ConnectionResetError):
+            answer_for(3, puppet, error)
+        assert impatient.wait_death(puppet) == "hung: silent for 1.0 s"
+    impatient.check_innocents()
+
+
+def test_what_a_domain_said_right_before_it_died_is_heard(calm):
+    """The hypervisor is stopped meanwhile, so that it learns of both at once, in whatever order it looks."""
+    for _ in range(10):
+        with calm.driver_puppet() as puppet:
+            os.kill(calm.pid, signal.SIGSTOP)
+            try:
+                puppet.send(encode([h.SchedShutdown(1, h.ShutdownReason.CRASH, "last words")]))  # type: ignore[arg-type]
+                puppet.kill()
+                wait_until(functools.partial(is_dead, puppet.pid), "its end")
+            finally:
+                os.kill(calm.pid, signal.SIGCONT)
+            assert calm.wait_death(puppet) == "last words"
+
+
+def is_dead(pid: int) -> bool:
+    return status_of(pid)["State"].startswith("Z")
 
 
 def flood(puppet: Puppet, data: bytes) -> None:

@@ -29,6 +29,10 @@ REFUSALS_LOGGED = 60
 """The allowance, and what fills up again within the few seconds of a test."""
 
 
+FREE_REBOOTS, PAUSES = 3, (0.05, 0.1, 0.2, 0.4)
+"""The manifest's own policy: so many reboots are followed at once, the next ones after these pauses."""
+
+
 class Flood(threading.Thread):
     """Sends one packet again and again, and takes what comes back."""
 
@@ -129,4 +133,7 @@ def test_a_guest_that_reboots_without_end_is_made_to_wait(calm: Lab):
         assert puppet is not None
         puppet.close()
     reboots = calm.log.all("guest.ended", since, name=puppet_name, reason="reboot")
+    births = calm.log.all("domain.cloned", since, name=puppet_name)[1:]
     assert 3 <= len(reboots) <= 12
+    waited_s = [(birth["ns"] - reboot["ns"]) / 1e9 for reboot, birth in zip(reboots, births, strict=False)]
+    assert all(waited >= pause for waited, pause in zip(waited_s[FREE_REBOOTS:], PAUSES, strict=False)), waited_s

@@ -144,10 +144,11 @@ def test_a_channel_that_ends_before_its_domain(calm, attack):
 
 
 def test_a_guest_is_ended_for_it_as_a_driver_is(calm):
+    since = calm.log.mark()
     with calm.guest_puppet() as puppet:
         puppet.send(b"\xc1")
         assert calm.wait_death(puppet) == "fault: a packet that is no batch of messages"
-        assert calm.log.wait("guest.ended", name=puppet.name)["reason"] == "crash"
+        assert calm.log.wait("guest.ended", since, name=puppet.name)["reason"] == "crash"
 
 
 def test_what_follows_a_packet_that_breaks_the_abi_is_not_looked_at(calm):

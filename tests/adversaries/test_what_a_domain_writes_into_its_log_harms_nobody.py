@@ -145,13 +145,14 @@ def test_a_flood_is_cut_and_counted_and_others_are_kept(calm: Lab, line):
     """The shortest lines are the dearest: each becomes an event of a hundred bytes."""
     since = calm.log.mark()
     with calm.driver_puppet() as puppet:
+        log = log_of(calm, puppet)
+        before = log.mark()
         flood = line * (2 * BURST_BYTES // len(line))
         write(puppet.log_pipe, flood)
         calm.create("passer-by")
         calm.client.destroy("passer-by")
         calm.log.wait("guest.ended", since, name="passer-by")
-        log = log_of(calm, puppet)
-        wait_until(lambda: say(puppet.log_pipe, b"x") or log.all("log.gap"), "the gap is counted")
+        wait_until(lambda: say(puppet.log_pipe, b"x") or log.all("log.gap", before), "the gap is counted")
         assert log.path.stat().st_size < 4 * BURST_BYTES
         puppet.send(b"\xc1")
         calm.wait_death(puppet)
@@ -167,13 +168,13 @@ def test_a_keeper_that_is_killed_is_followed_by_another_that_loses_nothing(calm:
             write(puppet.log_pipe, b'{"event":"puppet.meanwhile","number":%d}\n' % number)
             os.kill(before, signal.SIGKILL)
             write(puppet.log_pipe, b'{"event":"puppet.after","number":%d}\n' % number)
-            for event in ("puppet.meanwhile", "puppet.after"):
+            for event in ("puppet.before", "puppet.meanwhile", "puppet.after"):
                 log_of(calm, puppet).wait(event, number=number)
             calm.log.wait("keeper.died", since, how="killed by SIGKILL")
             calm.log.wait("keeper.started", since)
             assert keeper_of(calm) != before
             assert LAST_OF_BOOT in calm.client.dmesg("innocent")
-            assert b"keeper.started" in calm.client.dmesg()
+            assert b'"pid":%d,' % keeper_of(calm) in calm.client.dmesg(), "its own keeper.started"
 
 
 def test_domains_come_and_go_while_there_is_no_keeper(calm: Lab):

@@ -35,8 +35,8 @@ def test_a_create_succeeds_or_is_refused_whole(lab: Lab, which):
         name = f"birth-{number}"
         config = GuestConfig(name=name, memory=32, disk=[DiskConfig(target=str(lab.image()), vdev="vda")])
         zygotes = zygotes_of(lab)
-        base = min(zygotes, default=0)
-        chosen = {"all": zygotes, "the base": [base], "the roles": [pid for pid in zygotes if pid != base]}[which]
+        base = sorted(zygotes)[:1]
+        chosen = {"all": zygotes, "the base": base, "the roles": [pid for pid in zygotes if pid not in base]}[which]
         timer = threading.Timer(chance.uniform(0, 0.02), kill_all, [chosen])
         timer.start()
         try:

@@ -165,9 +165,9 @@ def test_a_driver_holds_no_memory_of_its_guest(domains):
 
 def test_what_a_guest_granted_for_reading_is_mapped_for_reading(domains):
     for kind in ("driver", "standby"):
-        for line in Path(f"/proc/{domains[kind].pid}/maps").read_text().splitlines():
-            if "/memfd:blkif-out" in line:
-                assert line.split()[1] == "r--s"
+        lines = Path(f"/proc/{domains[kind].pid}/maps").read_text().splitlines()
+        assert {line.split()[1] for line in lines if "/memfd:blkif-out" in line} == {"r--s"}
+        assert {line.split()[1] for line in lines if "/memfd:blkif-in" in line} == {"rw-s"}
 
 
 def test_only_the_serving_incarnation_holds_the_image(domains, image):
@@ -180,6 +180,7 @@ def test_only_the_serving_incarnation_holds_the_image(domains, image):
 def test_a_domain_holds_no_socket_file_or_pipe_of_another(domain, domains):
     """Every descriptor is a pipe, socket, memfd or event counter of its own, or a file that it was handed."""
     own = {link for pid in processes_of(domain) for link in links_of(pid, "fd").values() if link.startswith("socket:")}
+    assert own, "its control channel"
     for other in domains.values():
         if other != domain:
             theirs = {link for pid in processes_of(other) for link in links_of(pid, "fd").values()}

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from domains.frontends.backing import RingBroken
 from domains.frontends.vbd import Link, Vbd
 from domains.virtio.blk import Type
-from domains.virtio.queue import QueueFault
+from domains.virtio.queue import QueueFault, SplitQueue
 from kernel.abi.io.blkif import MAX_BYTES, PROD, RESPONSES_AT, SLOTS, SMALL_RING_BYTES, Op, RspStatus
 from tests.domains.frontends.stand import SECTORS, Stand
 from tests.domains.virtio.guest_driver import NEXT, SLOTS_AT, WRITE
@@ -28,6 +28,24 @@ def test_a_write_reaches_the_pool_and_its_answer_the_guest(stand):
     assert stand.guest.completed() == [(0, 1)]
     assert stand.guest.status(request) == 0
     assert not stand.vbd.serve()
+
+
+@pytest.mark.parametrize("kind", [Type.IN, Type.OUT, Type.FLUSH, Type.DISCARD])
+def test_a_request_in_flight_has_no_status_yet(stand, kind):
+    data = {Type.IN: 512, Type.OUT: bytes(512), Type.FLUSH: 0, Type.DISCARD: struct.pack("<QII", 0, 8, 0)}
+    stand.activate()
+    request = stand.guest.submit(0, kind, 0, data[kind])
+    stand.vbd.serve()
+    waiting = stand.waiting()
+    assert stand.guest.status(request) == 0xFF
+    assert stand.guest.completed() == []
+    stand.vbd.withdraw()
+    stand.activate()
+    assert stand.guest.status(request) == 0xFF
+    stand.answer(*stand.waiting())
+    stand.vbd.serve()
+    assert stand.guest.status(request) == 0
+    assert waiting
 
 
 @pytest.mark.parametrize("pieces", [1, 8])
@@ -238,6 +256,23 @@ def test_without_room_requests_wait_in_the_virtqueue_and_come_later():
     stand.close()
 
 
+def test_what_found_no_room_is_not_marked_as_in_flight():
+    """Or a successor of this process would take it for one that it holds, and the guest's next buffer for taken."""
+    stand = Stand(ring_bytes=SMALL_RING_BYTES)
+    stand.activate()
+    for head in range(40):
+        stand.guest.submit(head, Type.OUT, head * 128, bytes(65536))
+    while stand.vbd.serve():
+        pass
+    posted = [ident & 0xFF for ident, *_ in stand.waiting()]
+    assert 0 < len(posted) < 40
+    queue = stand.vbd.guest.queue
+    assert isinstance(queue, SplitQueue)
+    assert queue.next_available == len(posted)
+    assert queue.in_flight.recover(0) == posted
+    stand.close()
+
+
 def test_a_successor_gets_what_was_not_answered_oldest_first(stand):
     stand.activate()
     for head in (5, 3, 9, 1):
@@ -266,6 +301,22 @@ def test_after_a_fault_nothing_of_the_predecessor_is_taken(stand):
     stand.answer(*stand.waiting(), fill=b"x")
     stand.vbd.withdraw()
     stand.activate(take_published=False)
+    assert stand.guest.completed() == []
+    assert len(stand.waiting()) == 1
+
+
+def test_a_backend_that_broke_the_rules_is_not_believed_though_the_hypervisor_allows_it(stand):
+    """It was found out here before the hypervisor had heard of it, and then gave a true answer."""
+    stand.activate()
+    stand.guest.submit(0, Type.IN, 0, 512)
+    stand.vbd.serve()
+    ((ident, *_),) = waiting = stand.waiting()
+    stand.ring.publish([ident ^ 0x100])
+    with pytest.raises(RingBroken):
+        stand.vbd.serve()
+    stand.vbd.distrust()
+    stand.answer(*waiting)
+    stand.activate(take_published=True)
     assert stand.guest.completed() == []
     assert len(stand.waiting()) == 1
 
@@ -387,6 +438,10 @@ def test_what_an_old_queue_left_behind_is_not_posted_to_a_successor(stand):
     stand.activate()
     assert stand.waiting() == []
     assert stand.vbd.stats().in_flight == 0
+    stand.vbd.guest.start(stand.guest.queue(), stand.guest.view)
+    stand.guest.submit(1, Type.OUT, 1, bytes(512))
+    assert stand.vbd.serve()
+    assert [sector for *_, sector, _ in stand.waiting()] == [1]
 
 
 def test_the_longest_gap_without_an_answer_is_remembered(stand):

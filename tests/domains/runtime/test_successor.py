@@ -15,7 +15,7 @@ from kernel.abi.status import Status
 from kernel.abi.upcalls import EvtchnConnected, PeerDied, Reply, SoftReset
 
 PEER = Peer(DOM0, Generation(1))
-CONNECTED = EvtchnConnected(Port(1), PEER, ChannelKind.MESSAGE)
+EARLIER, CONNECTED = (EvtchnConnected(Port(port), PEER, ChannelKind.MESSAGE) for port in (1, 2))
 
 
 @pytest.fixture
@@ -31,8 +31,9 @@ def ends():
 async def test_what_was_on_its_way_to_the_process_before_is_dropped_with_its_descriptors(ends):
     domain, hypervisor = ends
     before = len(os.listdir("/proc/self/fd"))
-    for messages in ([CONNECTED, PeerDied(PEER)], [CONNECTED, SoftReset(), CONNECTED]):
-        packet.send(hypervisor, encode(messages), [hypervisor.fileno()] * messages.count(CONNECTED))
+    for messages in ([EARLIER, PeerDied(PEER)], [EARLIER, SoftReset(), CONNECTED]):
+        connected = sum(isinstance(message, EvtchnConnected) for message in messages)
+        packet.send(hypervisor, encode(messages), [hypervisor.fileno()] * connected)
     async with open_domain(domain):
         message, descriptors = await domain.upcalls.receive()
         assert (message, len(descriptors)) == (CONNECTED, 1)

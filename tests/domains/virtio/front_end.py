@@ -48,7 +48,7 @@ class FrontEnd:
             data += part
         return data
 
-    def set_up(self, *, features: int = 0x1_7000_2246) -> None:
+    def set_up(self, *, features: int = 0x1_7000_2244) -> None:
         """The messages of User-Mode Linux, in its order: everything until requests can flow."""
         channel, other = socket.socketpair()
         self.send(3)

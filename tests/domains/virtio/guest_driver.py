@@ -58,7 +58,7 @@ class GuestDriver:
     def put(self, index: int, descriptor: Descriptor, table: int = TABLE) -> None:
         """Write one descriptor: address (from 0, the base is added), length, flags, next."""
         address, *rest = descriptor
-        struct.pack_into("<QIHH", self.view, table + 16 * index, address + self.base, *rest)
+        struct.pack_into("<QIHH", self.view, table + 16 * index, (address + self.base) % (1 << 64), *rest)
 
     def offer(self, head: int, *, ahead: int = 1) -> None:
         """Put a head in the available ring and publish it."""

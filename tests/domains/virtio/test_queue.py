@@ -1,5 +1,6 @@
 """The device's side of a virtqueue, against a driver that keeps the rules and one that does not."""
 
+import contextlib
 import struct
 
 import pytest
@@ -52,6 +53,32 @@ def test_what_was_put_back_is_taken_again(guest):
     assert queue.take() == taken
 
 
+def test_indices_go_on_after_their_largest():
+    """Both are 16 bits wide (§2.7.6, §2.7.8)."""
+    guest = GuestDriver()
+    guest.offered = guest.seen = 0xFFFE
+    struct.pack_into("<H", guest.view, AVAILABLE + 2, guest.offered)
+    struct.pack_into("<H", guest.view, USED + 2, guest.seen)
+    guest.completed()
+    queue = guest.queue()
+    for head in range(4):
+        guest.chain(head, [HEADER, DATA, STATUS])
+        taken = queue.take()
+        queue.untake()
+        assert not queue.park()
+        assert queue.take() == taken
+        assert taken is not None
+        assert taken[0] == head
+        assert queue.take() is None
+        queue.publish(head, 1)
+        assert queue.wants_signal()
+        assert queue.unseen()
+        assert guest.completed() == [(head, 1)]
+        assert not queue.unseen()
+    assert queue.next_available == 2
+    guest.close()
+
+
 def test_the_guest_is_signalled_once_for_what_it_has_not_seen(guest):
     queue = guest.queue()
     assert not queue.wants_signal()
@@ -101,43 +128,65 @@ def indirect(guest, table, *, length=None, flags=INDIRECT, at=SLOTS_AT):
 
 LOOP = [(0x5000, 16, NEXT, 1), (0x6000, 512, NEXT, 0), STATUS]
 HOSTILE = {
-    "head out of range": lambda g: g.offer(64),
-    "available index runs ahead": lambda g: g.offer(0, ahead=65),
-    "direct chain loops": lambda g: (g.put(0, (0x5000, 16, NEXT, 1)), g.put(1, (0x5000, 16, NEXT, 0)), g.offer(0)),
-    "descriptor leads to itself": lambda g: (g.put(0, (0x5000, 16, NEXT, 0)), g.offer(0)),
-    "direct next out of range": lambda g: (g.put(0, (0x5000, 16, NEXT, 64)), g.offer(0)),
-    "indirect chain loops": lambda g: indirect(g, LOOP),
-    "indirect next out of range": lambda g: indirect(g, [(0x5000, 16, NEXT, 3), DATA, STATUS]),
-    "indirect inside indirect": lambda g: indirect(g, [(0x5000, 16, INDIRECT, 0), DATA, STATUS]),
-    "indirect with next": lambda g: indirect(g, [HEADER, STATUS], flags=INDIRECT | NEXT),
-    "indirect of three with next": lambda g: indirect(g, [HEADER, DATA, STATUS], flags=INDIRECT | NEXT),
-    "empty table": lambda g: indirect(g, [], length=0),
-    "table of half a descriptor": lambda g: indirect(g, [HEADER, STATUS], length=24),
-    "table too long": lambda g: indirect(g, [HEADER], length=16 * (MAX_SIZE + 1)),
-    "table of 4 GiB": lambda g: indirect(g, [HEADER], length=0xFFFF_FFF0),
-    "table outside memory": lambda g: indirect(g, [HEADER, STATUS], at=MEMORY_BYTES),
-    "table half outside memory": lambda g: indirect(g, [HEADER, DATA, STATUS], at=MEMORY_BYTES - 32),
-    "table at the end of addresses": lambda g: indirect(g, [HEADER, DATA, STATUS], at=(1 << 64) - 16),
-    "data outside memory": lambda g: g.chain(0, [HEADER, (MEMORY_BYTES, 512, WRITE, 0), STATUS]),
-    "data half outside memory": lambda g: g.chain(0, [HEADER, (MEMORY_BYTES - 256, 512, WRITE, 0), STATUS]),
-    "data of 4 GiB": lambda g: g.chain(0, [HEADER, (0, 0xFFFF_FFFF, WRITE, 0), STATUS]),
-    "data wraps": lambda g: g.chain(0, [HEADER, ((1 << 64) - 256, 512, WRITE, 0), STATUS]),
-    "empty header": lambda g: g.chain(0, [(0x5000, 0, 0, 0), DATA, STATUS]),
-    "empty data": lambda g: g.chain(0, [HEADER, (0x6000, 0, WRITE, 0), STATUS]),
-    "empty status": lambda g: g.chain(0, [HEADER, DATA, (0x7000, 0, WRITE, 0)]),
-    "status outside memory": lambda g: g.chain(0, [HEADER, DATA, (MEMORY_BYTES, 1, WRITE, 0)]),
-    "readable after writable": lambda g: g.chain(0, [HEADER, DATA, (0x7000, 1, 0, 0)]),
-    "all writable, then a readable one": lambda g: g.chain(0, [(0x5000, 16, WRITE, 0), (0x6000, 512, 0, 0), STATUS]),
-    "long chain, readable after writable": lambda g: g.chain(0, [HEADER, DATA, (0x7000, 1, 0, 0), STATUS]),
+    "head out of range": (lambda g: g.offer(64), "head out of range"),
+    "available index runs ahead": (lambda g: g.offer(0, ahead=65), "avail.idx runs ahead"),
+    "direct chain loops": (
+        lambda g: (g.put(0, (0x5000, 16, NEXT, 1)), g.put(1, (0x5000, 16, NEXT, 0)), g.offer(0)),
+        "chain loops",
+    ),
+    "descriptor leads to itself": (lambda g: (g.put(0, (0x5000, 16, NEXT, 0)), g.offer(0)), "chain loops"),
+    "direct next out of range": (lambda g: (g.put(0, (0x5000, 16, NEXT, 64)), g.offer(0)), "next out of range"),
+    "indirect chain loops": (lambda g: indirect(g, LOOP), "chain loops"),
+    "indirect next out of range": (lambda g: indirect(g, [(0x5000, 16, NEXT, 3), DATA, STATUS]), "next out of range"),
+    "indirect inside indirect": (
+        lambda g: indirect(g, [(0x5000, 16, INDIRECT, 0), DATA, STATUS]),
+        "in an indirect table",
+    ),
+    "indirect with next": (lambda g: indirect(g, [HEADER, STATUS], flags=INDIRECT | NEXT), "with next"),
+    "indirect of three with next": (lambda g: indirect(g, [HEADER, DATA, STATUS], flags=INDIRECT | NEXT), "with next"),
+    "empty table": (lambda g: indirect(g, [], length=0), "wrong length"),
+    "table of half a descriptor": (lambda g: indirect(g, [HEADER, STATUS], length=24), "wrong length"),
+    "table too long": (lambda g: indirect(g, [HEADER], length=16 * (MAX_SIZE + 1)), "wrong length"),
+    "table of 4 GiB": (lambda g: indirect(g, [HEADER], length=0xFFFF_FFF0), "wrong length"),
+    "table outside memory": (lambda g: indirect(g, [HEADER, STATUS], at=MEMORY_BYTES), "table outside"),
+    "table half outside memory": (lambda g: indirect(g, [HEADER, DATA, STATUS], at=MEMORY_BYTES - 32), "table outside"),
+    "table at the end of addresses": (
+        lambda g: indirect(g, [HEADER, DATA, STATUS], at=(1 << 64) - 16),
+        "table outside",
+    ),
+    "data outside memory": (
+        lambda g: g.chain(0, [HEADER, (MEMORY_BYTES, 512, WRITE, 0), STATUS]),
+        "descriptor outside",
+    ),
+    "data half outside memory": (
+        lambda g: g.chain(0, [HEADER, (MEMORY_BYTES - 256, 512, WRITE, 0), STATUS]),
+        "descriptor outside",
+    ),
+    "data of 4 GiB": (lambda g: g.chain(0, [HEADER, (0, 0xFFFF_FFFF, WRITE, 0), STATUS]), "descriptor outside"),
+    "data wraps": (lambda g: g.chain(0, [HEADER, ((1 << 64) - 256, 512, WRITE, 0), STATUS]), "descriptor outside"),
+    "empty header": (lambda g: g.chain(0, [(0x5000, 0, 0, 0), DATA, STATUS]), "empty descriptor"),
+    "empty data": (lambda g: g.chain(0, [HEADER, (0x6000, 0, WRITE, 0), STATUS]), "empty descriptor"),
+    "empty status": (lambda g: g.chain(0, [HEADER, DATA, (0x7000, 0, WRITE, 0)]), "empty descriptor"),
+    "status outside memory": (lambda g: g.chain(0, [HEADER, DATA, (MEMORY_BYTES, 1, WRITE, 0)]), "descriptor outside"),
+    "readable after writable": (lambda g: g.chain(0, [HEADER, DATA, (0x7000, 1, 0, 0)]), "after a writable"),
+    "all writable, then a readable one": (
+        lambda g: g.chain(0, [(0x5000, 16, WRITE, 0), (0x6000, 512, 0, 0), STATUS]),
+        "after a writable",
+    ),
+    "long chain, readable after writable": (
+        lambda g: g.chain(0, [HEADER, DATA, (0x7000, 1, 0, 0), STATUS]),
+        "after a writable",
+    ),
 }
 
 
-@pytest.mark.parametrize("lay_out", HOSTILE.values(), ids=HOSTILE)
-def test_a_chain_that_no_driver_would_lay_out_is_a_fault(guest, lay_out):
+@pytest.mark.parametrize(("lay_out", "what"), HOSTILE.values(), ids=HOSTILE)
+def test_a_chain_that_no_driver_would_lay_out_is_a_fault(guest, lay_out, what):
     queue = guest.queue()
     lay_out(guest)
-    with pytest.raises(QueueFault):
+    with pytest.raises(QueueFault) as caught:
         queue.take()
+    assert what in caught.value.what
 
 
 LAYOUTS = {
@@ -160,11 +209,78 @@ def test_a_queue_that_cannot_be_is_a_fault(guest, layout):
         SplitQueue(guest.memory, layout, event_index=True, next_available=0)
 
 
+@pytest.mark.parametrize("lay_out", [lay_out for lay_out, _ in HOSTILE.values()], ids=HOSTILE)
+def test_the_fast_way_takes_nothing_that_is_a_fault(guest, lay_out):
+    queue = guest.queue()
+    lay_out(guest)
+    with contextlib.suppress(QueueFault):
+        assert queue.take_plain() is None
+    assert queue.next_available == 0
+
+
+BASE = 0x1000_0000
+BELOW, BEYOND = -0x1000, MEMORY_BYTES - 8
+OUTSIDE = {
+    f"{part} {where}": (place, address)
+    for place, part in enumerate(("header", "data", "status"))
+    for where, address in (("below memory", BELOW), ("over its end", BEYOND), ("beyond it", MEMORY_BYTES))
+}
+
+
+@pytest.mark.parametrize(("place", "address"), OUTSIDE.values(), ids=OUTSIDE)
+def test_the_fast_way_takes_nothing_that_lies_outside_memory(place, address):
+    guest = GuestDriver(base=BASE)
+    chain = [HEADER, DATA, (0x7000, 16, WRITE, 0)]
+    chain[place] = (address, *chain[place][1:])
+    queue = guest.queue()
+    guest.chain(0, chain)
+    assert queue.take_plain() is None
+    with pytest.raises(QueueFault, match="outside memory"):
+        queue.take()
+    guest.close()
+
+
+def test_the_fast_way_takes_no_table_below_memory():
+    guest = GuestDriver(base=BASE)
+    queue = guest.queue()
+    indirect(guest, [HEADER, DATA, STATUS], at=-32)
+    assert queue.take_plain() is None
+    guest.close()
+
+
+words = st.sampled_from([0, 16, 32, 48, 64, 128, 0x5000, NEXT, WRITE, NEXT | WRITE, INDIRECT, 5, 6, SLOTS_AT])
+
+
+@given(
+    st.sampled_from([0, BASE]),
+    st.lists(st.tuples(st.integers(-64, MEMORY_BYTES + 64), st.integers(0, 600) | words), min_size=3, max_size=3),
+    st.sampled_from([NEXT, NEXT | WRITE]),
+)
+def test_the_fast_way_and_the_general_one_see_the_same(base, pieces, direction):
+    """Three pieces anywhere about memory: what the fast way takes is what the general one would have."""
+    guest = GuestDriver(base=base)
+    queue = guest.queue()
+    flags = (0, direction & WRITE, WRITE)
+    guest.chain(0, [(at, size, flag, 0) for (at, size), flag in zip(pieces, flags, strict=True)])
+    try:
+        plain = queue.take_plain()
+        if plain is None:
+            return
+        queue.untake()
+        _, a0, l0, a1, l1, _, a2, l2 = plain
+        chain = queue.take()
+        assert chain is not None
+        _, readable, writable = chain
+        assert [*readable, *writable] == [(a0, l0), (a1, l1), (a2, l2)]
+    finally:
+        guest.close()
+
+
 @given(
     st.binary(min_size=16 * 8, max_size=16 * 8),
     st.binary(min_size=16 * 8, max_size=16 * 8),
     st.integers(0, 9),
-    st.lists(st.sampled_from([0, 16, 32, 48, 64, 128, 0x5000, NEXT, WRITE, INDIRECT, 3, 5, 6, SLOTS_AT]), max_size=24),
+    st.lists(words, max_size=24),
 )
 def test_whatever_a_guest_writes_gives_memory_of_its_own_or_a_fault(own, table, head, plausible):
     guest = GuestDriver(size=8)

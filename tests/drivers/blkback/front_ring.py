@@ -52,15 +52,17 @@ class FrontRing:
     def answers(self, count: int) -> list[tuple[int, int]]:
         """Wait for so many responses: heads and statuses."""
         got: list[tuple[int, int]] = []
+        hung_up = False
         while len(got) < count:
             words = self.backing.responses(self.in_flight)
             self.in_flight -= len(words)
             got += [(word & 0xFF, word >> 16) for word in words]
             if not words and self.backing.park():
+                assert not hung_up, f"the driver hung up after {len(got)} of {count} answers"
                 ready, _, _ = select.select([self.bell], [], [], DEADLINE_S)
                 assert ready, f"{len(got)} of {count} answers came"
                 assert self.backing.doorbell is not None
-                self.backing.doorbell.drain()
+                hung_up = not self.backing.doorbell.drain()
         return got
 
     def close(self) -> None:

@@ -13,8 +13,9 @@ from domains.runtime.faults import FaultPoints
 from drivers.blkback.errors import status_of
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.ids import VbdHandle
-from kernel.abi.io.blkif import POOL_AT, RING_BYTES, SLOTS, SMALL_RING_BYTES, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, SLOTS, SMALL_RING_BYTES, Op, RspStatus
 from tests.drivers.blkback.front_ring import SECTORS, FrontRing
+from tests.promises.events import wait_until
 
 OK = RspStatus.OK
 DEADLINE_S = 20
@@ -125,6 +126,22 @@ def test_a_ring_made_anew_takes_the_place_of_the_old_one(loop, front, image):
     again.close()
 
 
+def test_a_flush_asked_for_by_an_earlier_ring_is_not_answered_on_the_next(loop, image):
+    """The old ring is replaced while its flush is under way. What it asked for is nobody's any more."""
+    handle = VbdHandle(1)
+    loop.activate(handle, os.open(image, os.O_RDWR))
+    for _ in range(30):
+        old = FrontRing(loop)
+        image.write_bytes(os.urandom(1 << 20))  # for the flush to take a while
+        old.post(99, Op.FLUSH)
+        front = FrontRing(loop)
+        front.post(1, Op.FLUSH)
+        front.post(2, Op.READ, 512, 0, POOL_AT)
+        assert sorted(front.answers(2)) == [(1, OK), (2, OK)]
+        for ring in (old, front):
+            ring.close()
+
+
 def test_a_vbd_that_was_detached_is_served_no_more(loop, front):
     loop.disconnect(front.handle)
     wait_turn(loop)
@@ -230,20 +247,22 @@ def test_each_errno_has_its_status(number, status):
 
 
 BROKEN = {
-    "place in the header": ((1, Op.READ, 0, 512, 0, 0), 1),
-    "flags": ((1, Op.READ, 1, 512, 0, POOL_AT), 1),
-    "index ahead by a ring and one": ((1, Op.READ, 0, 512, 0, POOL_AT), SLOTS + 1),
-    "index runs back": ((1, Op.READ, 0, 512, 0, POOL_AT), 0xFFFF_FFFF),
+    "place in the header": ((1, Op.READ, 0, 512, 0, 0), 1, "place outside the pool"),
+    "flags": ((1, Op.READ, 1, 512, 0, POOL_AT), 1, "wrong request"),
+    "index ahead by a ring and one": ((1, Op.READ, 0, 512, 0, POOL_AT), SLOTS + 1, "req_prod runs ahead"),
+    "index runs back": ((1, Op.READ, 0, 512, 0, POOL_AT), 0xFFFF_FFFF, "req_prod runs ahead"),
 }
 
 
-@pytest.mark.parametrize(("fields", "ahead"), BROKEN.values(), ids=BROKEN)
-def test_a_frontend_that_breaks_the_ring_is_named_and_others_are_served(loop, front, faults, image, fields, ahead):
+@pytest.mark.parametrize(("fields", "ahead", "what"), BROKEN.values(), ids=BROKEN)
+def test_a_frontend_that_breaks_the_ring_is_named_and_others_are_served(
+    loop, front, faults, image, fields, ahead, what
+):
     other = FrontRing(loop, 2)
     activate(loop, other, image)
     front.post_raw(fields, ahead=ahead)
-    handle, _, evidence = faults.get(timeout=DEADLINE_S)
-    assert handle == front.handle
+    handle, said, evidence = faults.get(timeout=DEADLINE_S)
+    assert (handle, said) == (front.handle, what)
     assert evidence
     other.post(1, Op.READ, 512, 0, POOL_AT)
     assert other.answers(1) == [(1, OK)]
@@ -296,30 +315,40 @@ def test_memory_that_is_not_sealed_is_the_frontends_fault(loop, faults):
     backing.release()
 
 
-def test_a_busy_vbd_does_not_starve_another(loop, front, image):
-    """The busy one has a ring full waiting all the time; the other's requests are answered one by one."""
-    other = FrontRing(loop, 2)
-    activate(loop, other, image)
-    stop = threading.Event()
+def test_a_busy_vbd_does_not_starve_another(loop, image):
+    """The busy one has a ring full of large requests: the other's is answered long before they all are."""
+    os.truncate(image, MAX_BYTES)
+    busy, other = FrontRing(loop, 1, sectors=MAX_BYTES // 512), FrontRing(loop, 2)
+    for ident in range(SLOTS):
+        busy.backing.post(ident, Op.READ, MAX_BYTES, 0, POOL_AT)
+    busy.in_flight += SLOTS
+    busy.backing.publish()
+    other.post(1, Op.READ, 512, 0, POOL_AT)
+    loop.submit(lambda: [activate(loop, front, image) for front in (busy, other)])
+    assert other.answers(1) == [(1, OK)]
+    assert len(busy.backing.responses(SLOTS)) < SLOTS // 2
+    for front in (busy, other):
+        front.close()
 
-    def keep_busy():
-        while not stop.is_set():
-            for ident in range(SLOTS):
-                front.backing.post(ident, Op.READ, 65536, 0, POOL_AT)
-            front.in_flight += SLOTS
-            front.backing.publish()
-            front.answers(SLOTS)
 
-    busy = threading.Thread(target=keep_busy)
-    busy.start()
-    try:
-        for ident in range(50):
-            other.post(ident, Op.READ, 512, 0, POOL_AT)
-            assert other.answers(1) == [(ident, OK)]
-    finally:
-        stop.set()
-        busy.join()
-        other.close()
+def test_flushes_that_wait_together_are_all_answered(front):
+    for ident in range(20):
+        front.backing.post(ident, Op.FLUSH, 0, 0, 0)
+    front.in_flight += 20
+    front.backing.publish()
+    assert front.answers(20) == [(ident, OK) for ident in range(20)]
+
+
+def test_an_image_that_was_flushed_is_let_go_of(loop, image):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        front = FrontRing(loop)
+        activate(loop, front, image)
+        front.post(1, Op.FLUSH)
+        assert front.answers(1) == [(1, OK)]
+        loop.disconnect(front.handle)
+        front.close()
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, f"{before} descriptors again")
 
 
 def test_a_doorbell_that_nobody_answers_does_not_stop_the_loop(loop, front):

@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kernel.abi.ids import DOM0, DomId, Generation, Peer
 from kernel.abi.status import KernelBug, Refused, Status
-from kernel.core.domains import DomainTable, Kind, Life
+from kernel.core.domains import MAX_DOMAINS, DomainTable, Kind, Life
 
 
 class DomainTableMachine(RuleBasedStateMachine):
@@ -97,3 +97,14 @@ def test_a_generation_of_zero_is_nobody():
     table.incarnate(DOM0)
     with pytest.raises(Refused):
         table.check_alive(Peer(DOM0, Generation(0)))
+
+
+def test_domains_are_bounded():
+    table = DomainTable()
+    table.add("dom0", Kind.DOM0)
+    records = [table.add(f"guest-{number}", Kind.GUEST) for number in range(MAX_DOMAINS - 1)]
+    with pytest.raises(Refused) as caught:
+        table.add("one-too-many", Kind.GUEST)
+    assert caught.value.status is Status.ENOSPC
+    table.remove(records[0].domid)
+    table.add("one-too-many", Kind.GUEST)

@@ -1,6 +1,7 @@
 """A driver over its incarnations: whatever dies in whatever order, at most one serves, and never beside a
 predecessor."""
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -106,6 +107,27 @@ TestDriver = DriverMachine.TestCase
 
 def peer(generation):
     return Peer(DomId(1), Generation(generation))
+
+
+@pytest.mark.parametrize(("accused", "believed"), [(1, False), (2, True)], ids=["the active", "the standby"])
+def test_what_a_driver_published_last_is_believed_unless_it_was_accused(accused, believed):
+    driver = Driver(POLICY, wants_standby=True)
+    driver.boot()
+    driver.cloned(peer(1))
+    driver.cloned(peer(2))
+    driver.accused(peer(accused))
+    assert Activate(peer(2), believed) in driver.died(peer(1), 1.0)
+    assert driver.cloned(peer(3)) == []
+    assert Activate(peer(3), True) in driver.died(peer(2), 2.0), "an accusation is forgotten with whom it was of"
+
+
+def test_a_standby_is_not_activated_beside_its_predecessor():
+    driver = Driver(POLICY, wants_standby=True)
+    driver.boot()
+    driver.cloned(peer(1))
+    assert driver.cloned(peer(2)) == []
+    driver.accused(peer(1))
+    assert (driver.active, driver.standby) == (peer(1), peer(2))
 
 
 def test_the_next_standby_gives_way_to_the_guests_of_the_one_that_died():

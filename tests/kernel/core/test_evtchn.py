@@ -1,12 +1,13 @@
 """Event channels, against a model: whatever is asked, nobody binds what was not opened for him."""
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kernel.abi.hypercalls import ChannelKind
 from kernel.abi.ids import ANY_GENERATION, DomId, Generation, Peer, Port
 from kernel.abi.status import Refused, Status
-from kernel.core.evtchn import EventChannels
+from kernel.core.evtchn import MAX_PORTS, EventChannels
 
 PEERS = [Peer(DomId(domid), Generation(generation)) for domid in (1, 2) for generation in (1, 2)]
 peers = st.sampled_from(PEERS)
@@ -91,3 +92,15 @@ class EventChannelMachine(RuleBasedStateMachine):
 
 
 TestEventChannels = EventChannelMachine.TestCase
+
+
+def test_ports_of_one_domain_are_bounded():
+    channels, (owner, other, *_) = EventChannels(), PEERS
+    for port in range(1, MAX_PORTS + 1):
+        channels.alloc_unbound(owner, Port(port), other, ChannelKind.MESSAGE)
+    with pytest.raises(Refused) as caught:
+        channels.alloc_unbound(owner, Port(MAX_PORTS + 1), other, ChannelKind.MESSAGE)
+    assert caught.value.status is Status.ENOSPC
+    channels.alloc_unbound(other, Port(1), owner, ChannelKind.MESSAGE)
+    channels.close(owner, Port(1))
+    channels.alloc_unbound(owner, Port(MAX_PORTS + 1), other, ChannelKind.MESSAGE)

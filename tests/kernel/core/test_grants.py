@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kernel.abi.hypercalls import Access
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer
 from kernel.abi.status import Refused, Status
-from kernel.core.grants import GrantTable
+from kernel.core.grants import MAX_GRANTS, MAX_UNMAPPED, GrantTable
 
 PEERS = [Peer(DomId(domid), Generation(generation)) for domid in (1, 2) for generation in (1, 2)]
 peers = st.sampled_from(PEERS)
@@ -87,3 +87,25 @@ class GrantMachine(RuleBasedStateMachine):
 
 
 TestGrants = GrantMachine.TestCase
+
+
+def test_grants_that_nobody_maps_are_bounded_more_tightly_than_all_of_them():
+    table, (owner, to, *_) = GrantTable(), PEERS
+
+    def grant(ref: int, *, mapped: bool) -> Status:
+        try:
+            table.grant(owner, GrantRef(ref), to, Access.READ, ref)
+        except Refused as refusal:
+            return refusal.status
+        if mapped:
+            table.map(to, owner, GrantRef(ref), Access.READ)
+        return Status.OK
+
+    assert {grant(ref, mapped=False) for ref in range(1, MAX_UNMAPPED + 1)} == {Status.OK}
+    assert grant(0xFFFF, mapped=False) is Status.ENOSPC
+    for ref in range(1, MAX_UNMAPPED + 1):
+        table.map(to, owner, GrantRef(ref), Access.READ)
+    assert {grant(ref, mapped=True) for ref in range(MAX_UNMAPPED + 1, MAX_GRANTS + 1)} == {Status.OK}
+    assert grant(0xFFFF, mapped=False) is Status.ENOSPC
+    table.end(owner, GrantRef(1))
+    assert grant(0xFFFF, mapped=False) is Status.OK

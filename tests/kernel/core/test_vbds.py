@@ -41,6 +41,24 @@ def test_a_backend_cannot_connect_a_ring_that_it_was_never_given(table):
         table.connected(BACKEND, VbdHandle(1), GUEST)
 
 
+def test_each_step_of_a_ring_is_made_once(table):
+    table.connect(GUEST, VbdHandle(1), BACKEND)
+    with pytest.raises(Refused) as caught:
+        table.connect(GUEST, VbdHandle(1), BACKEND)
+    assert caught.value.status is Status.EEXIST
+    table.connected(BACKEND, VbdHandle(1), GUEST)
+    with pytest.raises(Refused) as caught:
+        table.connected(BACKEND, VbdHandle(1), GUEST)
+    assert caught.value.status is Status.EEXIST
+
+
+def test_a_ring_is_not_connected_to_another_incarnation_of_its_guest(table):
+    table.connect(GUEST, VbdHandle(1), BACKEND)
+    with pytest.raises(Refused) as caught:
+        table.connected(BACKEND, VbdHandle(1), Peer(GUEST.domid, Generation(2)))
+    assert caught.value.status is Status.ESTALE
+
+
 @pytest.mark.parametrize(
     ("caller", "accused"), [(GUEST, STRANGER), (STRANGER, GUEST), (STRANGER, BACKEND), (GUEST, GUEST)]
 )
