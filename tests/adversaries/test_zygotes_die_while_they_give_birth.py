@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+from functools import partial
 
 import pytest
 
@@ -28,6 +29,10 @@ def kill_all(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def are_gone(lab: Lab, pids: list[int]) -> bool:
+    return not set(pids) & set(zygotes_of(lab))
+
+
 @pytest.mark.parametrize("which", ["all", "the base", "the roles"])
 def test_a_create_succeeds_or_is_refused_whole(lab: Lab, which):
     chance = random.Random(7)
@@ -45,6 +50,7 @@ def test_a_create_succeeds_or_is_refused_whole(lab: Lab, which):
             if error.status is not Status.EIO or name not in error.why:
                 raise
         timer.join()
+        wait_until(partial(are_gone, lab, chosen), "whoever was killed is dead")
         if name in [domain.name for domain in lab.client.list()]:
             lab.client.destroy(name)
         lab.client.create(config)
