@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 class Mutant(Struct, frozen=True, forbid_unknown_fields=True):
     """In `file`, `text` becomes `becomes`; it occurs exactly once. `breaks` says in one line what is wrong then.
 
-    Each test of `red_by` (a pytest node id) must fail for it. `slow`: one of them starts a hypervisor, is red only after a
-    deadline, or looks for its failing example for seconds.
+    Each test of `red_by` (a pytest node id) must fail for it. `slow`: one of them starts a hypervisor, is red only
+    after a deadline, or looks for its failing example for seconds.
     """
 
     name: Annotated[str, Meta(pattern="^[a-z0-9]+(-[a-z0-9]+)*$")]
