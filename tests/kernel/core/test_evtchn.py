@@ -94,6 +94,15 @@ class EventChannelMachine(RuleBasedStateMachine):
 TestEventChannels = EventChannelMachine.TestCase
 
 
+def test_a_port_opened_for_one_incarnation_is_not_bound_by_another():
+    channels, (owner, _, other, later) = EventChannels(), PEERS
+    channels.alloc_unbound(owner, Port(1), other, ChannelKind.MESSAGE)
+    with pytest.raises(Refused) as caught:
+        channels.bind(later, Port(1), owner, Port(1))
+    assert caught.value.status is Status.EPERM
+    channels.bind(other, Port(1), owner, Port(1))
+
+
 def test_ports_of_one_domain_are_bounded():
     channels, (owner, other, *_) = EventChannels(), PEERS
     for port in range(1, MAX_PORTS + 1):

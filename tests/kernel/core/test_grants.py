@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -87,6 +88,38 @@ class GrantMachine(RuleBasedStateMachine):
 
 
 TestGrants = GrantMachine.TestCase
+
+
+@pytest.mark.parametrize(
+    ("caller", "granted", "asked", "status"),
+    [
+        (PEERS[2], Access.READ, Access.READ, None),
+        (PEERS[2], Access.READ_WRITE, Access.READ, None),
+        (PEERS[2], Access.READ, Access.READ_WRITE, Status.EPERM),
+        (PEERS[3], Access.READ, Access.READ, Status.EPERM),
+        (PEERS[1], Access.READ, Access.READ, Status.EPERM),
+    ],
+    ids=["as granted", "less", "more", "another generation", "another domain"],
+)
+def test_memory_is_mapped_by_whom_it_was_granted_to_once_and_for_no_more(caller, granted, asked, status):
+    table, owner, ref = GrantTable(), PEERS[0], GrantRef(1)
+    table.grant(owner, ref, PEERS[2], granted, 7)
+    if status is None:
+        assert table.map(caller, owner, ref, asked) == 7
+    for _ in range(2):
+        with pytest.raises(Refused) as caught:
+            table.map(caller, owner, ref, asked)
+        assert caught.value.status is Status.EPERM
+
+
+@pytest.mark.parametrize("dead", [PEERS[0], PEERS[2]], ids=["owner", "grantee"])
+def test_what_nobody_can_map_any_more_is_given_back(dead):
+    table = GrantTable()
+    for ref in (1, 2):
+        table.grant(PEERS[0], GrantRef(ref), PEERS[2], Access.READ, ref)
+    table.map(PEERS[2], PEERS[0], GrantRef(1), Access.READ)
+    assert table.died(dead) == [2]
+    assert table.died(dead) == []
 
 
 def test_grants_that_nobody_maps_are_bounded_more_tightly_than_all_of_them():
