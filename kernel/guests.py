@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from kernel import consoles
 from kernel.abi.guest_config import MIB, Action, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.roles import GuestStart, GuestVbd
@@ -19,7 +20,7 @@ from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import Body, embody
 from kernel.machine import Guest, Incarnation, Machine
-from kernel.manifest import parse_cpus
+from kernel.manifest import Device, DriverManifest, parse_cpus
 from kernel.pausing import hold_anew
 from kernel.xenbus import frontend_came, frontend_went
 
@@ -124,7 +125,11 @@ def _check(machine: Machine, config: GuestConfig) -> None:
 
 def _check_backends(machine: Machine, config: GuestConfig) -> None:
     """A guest whose driver is given up would stand still before its first instruction."""
-    drivers = {d.record.name: d for d in machine.drivers.values() if d.record.kind is Kind.DRIVER}
+    drivers = {
+        domain.record.name: domain
+        for domain in machine.drivers.values()
+        if isinstance(domain.manifest, DriverManifest) and domain.manifest.device is Device.VBD
+    }
     for disk in config.disk:
         if disk.backend not in drivers:
             known = ", ".join(sorted(drivers)) or "none"
@@ -194,6 +199,7 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     guest.incarnation = incarnation
     guest.record.state = DomainState.STARTING
     frontend_came(machine, incarnation)
+    consoles.frontend_came(machine, incarnation)
     hold_anew(machine, guest)
     return incarnation
 
@@ -204,6 +210,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     reason = incarnation.shutdown if incarnation.shutdown is not None and left else ShutdownReason.CRASH
     guest.incarnation = None
     frontend_went(machine, guest.record.domid)
+    consoles.frontend_went(machine, incarnation.peer)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
     action = {

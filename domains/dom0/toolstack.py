@@ -1,7 +1,7 @@
 """What an administrator may ask for, done by hypercalls."""
 
 import difflib
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from kernel.abi.admin import (
     AdminShutdown,
     AdminUnpause,
 )
-from kernel.abi.guest_config import DomainInfo, DomainState
+from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo
 from kernel.abi.hypercalls import (
     DomctlCreate,
     DomctlDestroy,
@@ -38,6 +38,8 @@ from kernel.abi.hypercalls import (
 from kernel.abi.status import KernelBug, Refused, Status
 
 __all__ = ["Toolstack"]
+
+T = TypeVar("T")
 
 SHUTDOWN_LOOK_S = 0.05
 """Between two looks whether a guest has ended. A guest takes some 0.1 s to power off."""
@@ -101,6 +103,16 @@ class Toolstack:
             raise _paused(guest)
         return guest
 
+    async def console_driver(self) -> DriverInfo:
+        """The driver domain that serves consoles. Refuses ENOENT."""
+        drivers = _convert((await self._domain.call(SysctlDrivers)).value, list[DriverInfo])
+        driver = next((driver for driver in drivers if driver.device == "console"), None)
+        if driver is None:
+            raise Refused(
+                Status.ENOENT, 'no driver serves consoles: the boot manifest has none with device = "console"'
+            )
+        return driver
+
     async def _domains(self) -> list[DomainInfo]:
         return _infos((await self._domain.call(DomctlGetInfo)).value)
 
@@ -160,7 +172,11 @@ def _paused(guest: DomainInfo) -> Refused:
 
 
 def _infos(value: Any) -> list[DomainInfo]:
+    return _convert(value, list[DomainInfo])
+
+
+def _convert(value: Any, kind: type[T]) -> T:
     try:
-        return msgspec.convert(value, list[DomainInfo])
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise KernelBug(f"DomctlGetInfo was answered with something else: {error}") from error
+        raise KernelBug(f"the hypervisor answered with something else: {error}") from error

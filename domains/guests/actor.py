@@ -26,6 +26,7 @@ from kernel.abi.upcalls import (
     BackendActive,
     BackendOffered,
     BackendWithdrawn,
+    ConsoleBackend,
     EvtchnConnected,
     PauseRequested,
     PeerDied,
@@ -61,12 +62,12 @@ class Actor:
         self._nursery = nursery
         self._start = start
         self._reaper = Channel(domain.descriptors["reaper"])
-        self._console = Console(domain.descriptors["console"])
         ours, self._agents_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ports = Numbers(first=AGENT_PORT + 1)
+        ports, refs = Numbers(first=AGENT_PORT + 1), Numbers()
         self._commands = Commands(domain, nursery, ours, ports)
         self._standing = Standing(Mconsole(MCONSOLE, f"{UML_DIR}/own."))
-        self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules)
+        self._console = Console(domain, nursery, self._commands, ports, refs)
+        self._disks = Disks(domain, nursery, start.vbds, ports, refs, self._broke_the_rules)
 
     async def beat(self) -> None:
         """Return once the block loop has turned."""
@@ -78,6 +79,7 @@ class Actor:
         failed = await self._order_system()
         await self._open_agent_port()
         self._disks.start()
+        self._console.start()
         await self._domain.started()
         self._nursery.start_soon(self._take_upcalls)
         self._nursery.start_soon(self._commands.serve)
@@ -159,10 +161,14 @@ class Actor:
             case EvtchnConnected(port=port, peer=peer) if port == AGENT_PORT:
                 self._commands.take_orders_from(descriptors.pop(0), peer)
             case EvtchnConnected(port=port):
-                if self._disks.connected(port, descriptors[0]):
+                if self._disks.connected(port, descriptors[0]) or self._console.connected(port, descriptors[0]):
                     descriptors.pop(0)
             case PeerDied(peer=peer) if peer.domid == DOM0:
                 await self._open_agent_port()
+            case PeerDied(peer=peer):
+                self._console.peer_died(peer)
+            case ConsoleBackend(backend=backend):
+                await self._console.serve_by(backend)
             case ShutdownRequested(reason=reason):
                 self._commands.shut_down(reason)
             case PauseRequested():

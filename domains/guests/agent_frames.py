@@ -47,6 +47,7 @@ class To(enum.IntEnum):
     SIGNAL = 0x05
     CREDIT = 0x06
     SHUTDOWN = 0x07
+    CONSOLE = 0x08
 
 
 class From(enum.IntEnum):
@@ -61,6 +62,7 @@ class From(enum.IntEnum):
     STOPPING = 0x87
     ERROR = 0x88
     GOT = 0x89
+    CONSOLE = 0x8A
 
 
 _LENGTHS = {
@@ -73,6 +75,7 @@ _LENGTHS = {
     From.STOPPING: (1, 1),
     From.ERROR: (0, _MAX_TEXT),
     From.GOT: (4, 4),
+    From.CONSOLE: (5, 5),
 }
 """What a payload's length may be."""
 

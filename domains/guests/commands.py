@@ -11,7 +11,18 @@ import msgspec
 import trio
 
 from domains.guests.agent import AgentSession
-from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
+from domains.guests.agent_events import (
+    ConsoleLook,
+    Event,
+    Exited,
+    Failed,
+    Faulted,
+    InputTaken,
+    Lost,
+    Output,
+    Ready,
+    Stopping,
+)
 from domains.guests.agent_frames import CommandId, ShutdownMode
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
@@ -47,6 +58,9 @@ SHUTDOWN_GRACE_MS = 2000
 NOT_RUNNABLE, NOT_FOUND = 126, 127
 """Exit status of a command that could not be run, as a shell gives it."""
 
+LOOK_S = 5.0
+"""For the agent to look at the console: it does nothing that waits, but a guest may be busy."""
+
 READ_BYTES = 65536
 
 MODES = {ShutdownReason.REBOOT: ShutdownMode.REBOOT}
@@ -80,6 +94,9 @@ class Commands:
         self._ready = trio.Event()
         self._to_send = trio.Event()
         self._running: dict[CommandId, _Running] = {}
+        self._looking = trio.Lock()
+        self._looked = trio.Event()
+        self._look: ConsoleLook | None = None
 
     async def serve(self) -> None:
         """Carry frames to and from the guest's agent, until the guest's end of the line closes."""
@@ -100,6 +117,25 @@ class Commands:
     def shut_down(self, reason: ShutdownReason) -> None:
         """Have the guest power off or reboot, as soon as its agent is there to be asked."""
         self._nursery.start_soon(self._shut_down, MODES.get(reason, ShutdownMode.POWEROFF))
+
+    async def ready(self) -> None:
+        """Wait until the guest's agent has come up."""
+        await self._ready.wait()
+
+    async def look_at_console(self, rows: int = 0, columns: int = 0) -> ConsoleLook:
+        """How much of the console's input nobody has read; before that, make its window so large.
+
+        Refuses EAGAIN where there is no agent, ETIMEDOUT where it does not answer.
+        """
+        async with self._looking:
+            self._look, self._looked = None, trio.Event()
+            self._session.look_at_console(rows, columns)
+            self._to_send.set()
+            with trio.move_on_after(LOOK_S):
+                await self._looked.wait()
+            if self._look is None:
+                raise Refused(Status.ETIMEDOUT, f"the guest's agent did not look at the console within {LOOK_S:g} s")
+            return self._look
 
     async def _shut_down(self, mode: ShutdownMode) -> None:
         await self._ready.wait()
@@ -128,6 +164,9 @@ class Commands:
                 case Ready(release=release, boot_id=boot_id, trouble=trouble):
                     self._domain.log.info("guest.ready", release=release, boot_id=boot_id, trouble=trouble)
                     self._ready.set()
+                case ConsoleLook() if not self._session.looks:
+                    self._look = event
+                    self._looked.set()
                 case Stopping(mode=mode):
                     self._domain.log.info("guest.stopping", mode=mode.name.lower())
                 case Faulted(what=what, evidence=evidence, by_us=by_us):

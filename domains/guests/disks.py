@@ -53,13 +53,14 @@ class Disks:
         nursery: trio.Nursery,
         vbds: list[GuestVbd],
         ports: Numbers,
+        refs: Numbers,
         on_guest_fault: Callable[[str], None],
     ) -> None:
         self._domain = domain
         self._nursery = nursery
         self._ports = ports
         self._on_guest_fault = on_guest_fault
-        self._refs = Numbers()
+        self._refs = refs
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
         self._spare: Backing | None = None

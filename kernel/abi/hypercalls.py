@@ -20,6 +20,8 @@ __all__ = [
     "DESCRIPTORS",
     "Access",
     "ChannelKind",
+    "ConsoleConnect",
+    "ConsoleFault",
     "DomctlCreate",
     "DomctlDestroy",
     "DomctlGetInfo",
@@ -260,6 +262,35 @@ class XenbusFault(Struct, tag=0x2A, array_like=True, frozen=True, forbid_unknown
     evidence: Detail
 
 
+class ConsoleConnect(Struct, tag=0x2B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The caller's console ring for one incarnation of the console driver.
+
+    Caller:  a guest.
+    Promise: the driver is told by `ConsoleRing`.
+    Errors:  ESTALE that incarnation has ended, or serves no more, EEXIST it was given a ring already.
+    """
+
+    request: Request
+    backend: Peer
+    out_ref: Ref
+    in_ref: Ref
+    port: PortNumber
+
+
+class ConsoleFault(Struct, tag=0x2C, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The other end of a console ring broke its rules; `what` and `evidence` go to the log.
+
+    Caller:  either end, about the other end.
+    Promise: as for `XenbusFault`.
+    Errors:  ENOENT no console ring of the caller's with that peer, ESTALE the accused has ended already.
+    """
+
+    request: Request
+    peer: Peer
+    what: Detail
+    evidence: Detail
+
+
 class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Create a guest and start it.
 
@@ -396,6 +427,8 @@ Hypercall = (
     | XenbusConnect
     | XenbusConnected
     | XenbusFault
+    | ConsoleConnect
+    | ConsoleFault
     | DomctlCreate
     | DomctlDestroy
     | DomctlShutdown

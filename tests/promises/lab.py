@@ -18,6 +18,17 @@ DRIVER = "blkback"
 UNLIMITED = "{ free_deaths = 1000000, max_deaths = 1000000 }"
 """Never a back-off: recovery is tested, not patience."""
 
+CONSOLE = f"""
+[[driver]]
+name = "console"
+role = "drivers.console.main"
+device = "console"
+standby = false
+restart = {UNLIMITED}
+heartbeat = {{ interval_s = 0.1, deadline_s = 1.0 }}
+"""
+"""Beside the driver that a test is about."""
+
 GONE_S = 1.0
 """For the last process of a hypervisor to be gone after it."""
 ROOT = Path(__file__).parents[2]
@@ -80,6 +91,7 @@ def manifest(
     options: str = "{}",
     guests: str = "",
     shutdown_grace_s: float = 5.0,
+    console: bool = False,
 ) -> str:
     """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
     return f"""
@@ -94,7 +106,7 @@ restart = {restart}
 heartbeat = {heartbeat}
 address_space = {address_space}
 options = {options}
-
+{CONSOLE if console else ""}
 [guests]
 {guests}
 """
