@@ -91,21 +91,21 @@ class _Console:
     told_watching: bool = False
     heard_s: float = 0.0
     over_s: float = 0.0
+    lost_s: float | None = None
 
     def run(self) -> Ended:
-        lost_s = None
         while True:
             try:
                 with self.client.console(self._request()) as (connection, generation):
-                    self.generation, lost_s = Generation(generation), None
+                    self.generation = Generation(generation)
                     ended = self._serve(connection)
             except TvError as error:
                 ended = self._refused(error)
             if ended is not None:
                 return ended
             self.keyboard.disconnected()
-            lost_s = lost_s or time.monotonic()
-            if self.detached or time.monotonic() - lost_s > RETURN_S:
+            self.lost_s = self.lost_s or time.monotonic()
+            if self.detached or time.monotonic() - self.lost_s > RETURN_S:
                 return Ended(End.LOST, "the console was lost, and has not come back: tv driver list may tell why")
             time.sleep(RETURN_AGAIN_S)
 
@@ -213,7 +213,7 @@ class _Console:
                     return Ended(End.GUEST_ENDED, why or "the console has ended")
                 case _:
                     break
-            self.heard_s = time.monotonic()
+            self.heard_s, self.lost_s = time.monotonic(), None
         return None if messages else Ended(End.DETACHED, "")
 
     def _show(self, number: int, data: bytes) -> None:

@@ -40,9 +40,15 @@ class Consoles:
         """Hand a connection over; the descriptor stays the caller's. Where no driver takes it, whoever has the other
         end sees it end, and asks again."""
         channel = self._channel
-        if channel is not None:
-            with trio.move_on_after(SEND_S), contextlib.suppress(OSError, trio.ClosedResourceError):
-                await channel.send(encode([attach]), [descriptor])
+        if channel is None:
+            return
+        taken = False
+        with trio.move_on_after(SEND_S), contextlib.suppress(OSError, trio.ClosedResourceError):
+            await channel.send(encode([attach]), [descriptor])
+            taken = True
+        async with self._binding:
+            if not taken and channel is self._channel:
+                await self._let_go()
 
     async def _bind(self, peer: Peer) -> None:
         if self._channel is not None and self._peer == peer:

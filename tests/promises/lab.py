@@ -18,13 +18,13 @@ DRIVER = "blkback"
 UNLIMITED = "{ free_deaths = 1000000, max_deaths = 1000000 }"
 """Never a back-off: recovery is tested, not patience."""
 
-CONSOLE = f"""
+CONSOLE = """
 [[driver]]
 name = "console"
 role = "drivers.console.main"
 device = "console"
 standby = false
-restart = {UNLIMITED}
+restart = {restart}
 heartbeat = {{ interval_s = 0.1, deadline_s = 1.0 }}
 """
 """Beside the driver that a test is about."""
@@ -92,6 +92,7 @@ def manifest(
     guests: str = "",
     shutdown_grace_s: float = 5.0,
     console: bool = False,
+    console_restart: str = UNLIMITED,
 ) -> str:
     """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
     return f"""
@@ -106,7 +107,7 @@ restart = {restart}
 heartbeat = {heartbeat}
 address_space = {address_space}
 options = {options}
-{CONSOLE if console else ""}
+{CONSOLE.format(restart=console_restart) if console else ""}
 [guests]
 {guests}
 """
