@@ -118,6 +118,11 @@ class Commands:
         """Have the guest power off or reboot, as soon as its agent is there to be asked."""
         self._nursery.start_soon(self._shut_down, MODES.get(reason, ShutdownMode.POWEROFF))
 
+    @property
+    def had_agent(self) -> bool:
+        """The guest's agent has come up, whatever became of it."""
+        return self._ready.is_set()
+
     async def ready(self) -> None:
         """Wait until the guest's agent has come up."""
         await self._ready.wait()

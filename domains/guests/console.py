@@ -35,7 +35,8 @@ LOOK_AGAIN_S = (0.002, 0.1)
 """Between two looks whether the guest has read its input: at first, and at most."""
 
 BLIND_S = 1.0
-"""Where no agent can look, what was typed so long ago counts as read."""
+"""Where there never was an agent to look, what was typed so long ago counts as read. One that does not answer just now,
+as in a guest that is paused, is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,8 @@ class Console:
                 self._room.looked(look.unread, look.by_lines)
             except Refused:
                 await trio.sleep(BLIND_S)
-                self._room.looked(0, False)
+                if not self._commands.had_agent:
+                    self._room.looked(0, False)
             if self._room.room() or self._room.too_long:
                 return
             await trio.sleep(pause_s)

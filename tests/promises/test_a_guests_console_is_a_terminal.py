@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from domains.guests.commands import LOOK_S
 from tests.promises.console_ends import TV, on_a_terminal, piped
 from tests.promises.events import wait_until
 from tests.promises.lab import start_lab
@@ -129,6 +130,22 @@ def test_a_paste_of_64_kib_arrives_whole_and_the_console_goes_on(lab, guest, tmp
         assert console.end() == (End.DETACHED, "tv: input has ended\n")
     assert lab.run_in(guest, "cat", "/tmp/pasted") == text
     assert b"and 0 on" in (tmp_path / "seen").read_bytes()
+
+
+def test_what_is_pasted_while_a_guest_is_paused_arrives_whole_when_it_goes_on(lab, guest, tmp_path):
+    """For longer than the agent is waited for: that it does not answer must not be taken for leave to type on."""
+    text = b"".join(b"%015d\n" % number for number in range(2048))
+    with piped(lab.run, guest, tmp_path / "seen") as console:
+        console.type(b"\ncat > /tmp/pasted; echo the $((0)) end\n")
+        wait_until(lambda: b"cat" in (tmp_path / "seen").read_bytes(), "cat runs")
+        lab.client.pause(guest)
+        console.type(text)
+        time.sleep(LOOK_S + 2)
+        lab.client.unpause(guest)
+        console.type(b"\x04")
+        wait_until(lambda: b"the 0 end" in (tmp_path / "seen").read_bytes(), "the end")
+        assert console.end() == (End.DETACHED, "tv: input has ended\n")
+    assert lab.run_in(guest, "cat", "/tmp/pasted") == text
 
 
 def test_a_guest_that_does_not_read_holds_up_its_writer_alone_and_loses_no_key(lab, guest, tmp_path):
