@@ -9,7 +9,7 @@ from kernel.machine import DriverDomain, Incarnation, Machine
 from kernel.manifest import Device, DriverManifest
 from kernel.xenbus import accuse
 
-__all__ = ["backend_active", "connect", "fault", "frontend_came", "frontend_went"]
+__all__ = ["backend_active", "connect", "fault", "frontend_came", "frontend_reset", "frontend_went"]
 
 
 def backend_active(machine: Machine, domain: DriverDomain, backend: Peer) -> None:
@@ -26,6 +26,12 @@ def frontend_came(machine: Machine, guest: Incarnation) -> None:
     backend = _active(machine)
     if backend is not None:
         post(machine, guest, ConsoleBackend(backend))
+
+
+def frontend_reset(machine: Machine, guest: Incarnation) -> None:
+    """A guest goes on in another process, which has its own ring to make."""
+    frontend_went(machine, guest.peer)
+    frontend_came(machine, guest)
 
 
 def frontend_went(machine: Machine, guest: Peer) -> None:

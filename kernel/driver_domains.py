@@ -11,7 +11,7 @@ from kernel.abi.ids import DOM0
 from kernel.abi.roles import Dom0Start, DriverStart
 from kernel.abi.spawn import Jail
 from kernel.abi.status import Refused, Status
-from kernel.abi.upcalls import DriverGivenUp
+from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
 from kernel.consoles import backend_active
 from kernel.core.domains import Kind
 from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
@@ -31,6 +31,9 @@ RESTART_S = 10.0
 RESTART_LOOK_S = 0.02
 """Between two looks whether it does: it takes some milliseconds with a standby, some ten without."""
 
+DRIVER_THREADS = 2048
+"""A block driver has one for each vbd that flushes, and may have a thousand vbds."""
+
 
 def start_dom0(machine: Machine, manifest: Dom0Manifest) -> None:
     """Start Dom0. Each of its incarnations has its own channel to the log keeper: no answer to one reaches another."""
@@ -49,7 +52,8 @@ def start_driver(machine: Machine, manifest: DriverManifest) -> None:
     def body() -> Body:
         config = msgspec.msgpack.encode(DriverStart(machine.manifest.faults, manifest.options))
         cpus = parse_cpus(manifest.cpus) if manifest.cpus else ()
-        jail = Jail(kind="driver", memory_bytes=manifest.address_space * MIB, cpus=cpus, nofile=8192)
+        memory_bytes = manifest.address_space * MIB
+        jail = Jail(kind="driver", memory_bytes=memory_bytes, cpus=cpus, nofile=8192, nproc=DRIVER_THREADS)
         return Body(manifest.role, jail, config, {}, manifest.heartbeat)
 
     _start(machine, manifest.name, Kind.DRIVER, manifest, body, standby=manifest.standby)
@@ -135,7 +139,7 @@ class _Care:
     def _give_up(self, order: Abandon) -> None:
         """Guests that have a disk of it are paused, not broken; Dom0 is told, and the log."""
         machine, name = self.machine, self.domain.record.name
-        guests = hold_all(machine, self.domain.record.domid)
+        guests = hold_all(machine, self.domain.record.domid)[:NAMED_GUESTS]
         machine.log.critical(
             "driver.given_up", **self._name(), deaths=order.deaths, window_s=order.window_s, guests=guests
         )

@@ -30,7 +30,7 @@ from kernel.abi.io.consif import (
 )
 from kernel.abi.io.ring import Sealed
 
-__all__ = ["ConsoleRing", "Size"]
+__all__ = ["ConsoleRing", "Size", "make_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Size:
 
     rows: int
     columns: int
+
+
+def make_out() -> Sealed:
+    """`out`, for a guest's whole life: memory that only those can write who inherit the mapping."""
+    return Sealed("console-out", OUT_BYTES, read_only_to_others=True)
 
 
 class _Slots:
@@ -65,31 +70,43 @@ class _Slots:
 
 
 class ConsoleRing:
-    """The guest's console as its watchers' driver sees it, over all the driver's incarnations."""
+    """The guest's console as its watchers' driver sees it, over all the driver's incarnations and all the guest's
+    actors: each goes on with what it finds in `out`."""
 
-    def __init__(self) -> None:
-        self._out = Sealed("console-out", OUT_BYTES, read_only_to_others=True)
+    def __init__(self, out: Sealed) -> None:
+        self._out = out
         self.out_fd = self._out.descriptor
         self._data = self._out.view[OUT_AT:]
         self._words = self._out.view[:OUT_AT].cast("Q")
         self._slots = _Slots({})
         self._doorbell: Doorbell | None = None
-        self._ledger = KeyLedger()
-        self._written = 0
+        self._ledger = KeyLedger(self._words[SESSION], self._words[TAKEN])
+        self._written = self._words[PROD]
 
     # ---- the guest's output ----
 
-    def write(self, data: bytes) -> None:
-        """Let watchers see what the guest wrote, at most `CHUNK_BYTES`. The oldest is overwritten."""
+    @property
+    def written(self) -> int:
+        """How much of what the guest wrote may be seen."""
+        return self._written
+
+    def lay(self, data: bytes) -> None:
+        """Put what the guest wrote next, at most `CHUNK_BYTES`, where nobody looks yet. The oldest is overwritten."""
         assert len(data) <= CHUNK_BYTES
         at = self._written % OUT_RING
         first = data[: OUT_RING - at]
         self._data[at : at + len(first)] = first
         if len(first) < len(data):
             self._data[: len(data) - len(first)] = data[len(first) :]
-        self._written += len(data)
-        self._words[PROD] = self._written
+
+    def show(self, upto: int) -> None:
+        """Let watchers see what was laid there, up to this byte."""
+        self._written = self._words[PROD] = upto
         self.ring()
+
+    def last(self, size: int, upto: int) -> bytes:
+        """So many bytes before that one, or as many as there are."""
+        return bytes(self._data[number % OUT_RING] for number in range(max(0, upto - size), upto))
 
     def unseen(self) -> int:
         """How far the slowest watcher is behind; 0 where nobody watches, or what the backend says cannot be."""
@@ -126,6 +143,11 @@ class ConsoleRing:
         self._publish_taken()
         return keys
 
+    @property
+    def taken(self) -> int:
+        """How many keys of the session count as typed."""
+        return self._ledger.taken
+
     def took_keys(self, count: int) -> None:
         """So many of the slot's keys are in the guest's line."""
         self._ledger.took(count)
@@ -146,12 +168,21 @@ class ConsoleRing:
 
     # ---- its backends ----
 
+    @property
+    def watch(self) -> dict[int, int]:
+        """Who watches, as the backend said last, as far as it can be."""
+        words = self._slots.words
+        return {SEEN: min(words[SEEN], self._written), WATCHERS: words[WATCHERS], WRITER: words[WRITER] % BEYOND}
+
+    @watch.setter
+    def watch(self, carried: dict[int, int]) -> None:
+        for word, value in carried.items():
+            self._slots.words[word] = value
+
     def renew(self) -> int:
         """New slots, for a backend whose predecessors are all gone: the descriptor to grant. What a predecessor put
         into the old ones and was not taken will come again. `close_descriptor` then."""
-        words = self._slots.words
-        carried = {SEEN: min(words[SEEN], self._written), WATCHERS: words[WATCHERS], WRITER: words[WRITER] % BEYOND}
-        fresh = _Slots(carried)
+        fresh = _Slots(self.watch)
         self._slots.release()
         self._slots = fresh
         self._words[SLOTS_TAKEN] = 0

@@ -24,6 +24,7 @@ from domains.guests.agent_events import (
     Stopping,
 )
 from domains.guests.agent_frames import CommandId, ShutdownMode
+from domains.guests.notes import Note, Notes
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
@@ -85,12 +86,13 @@ class _Running:
 class Commands:
     """All commands of one guest, over its agent."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery, agent: socket.socket, ports: Numbers) -> None:
+    def __init__(self, domain: Domain, nursery: trio.Nursery, line: int, ports: Numbers, notes: Notes) -> None:
         self._domain = domain
         self._nursery = nursery
-        self._agent = trio.socket.from_stdlib_socket(agent)
+        self._agent = trio.socket.from_stdlib_socket(socket.socket(fileno=line))
         self._ports = ports
-        self._session = AgentSession()
+        self._notes = notes
+        self._session = AgentSession(life=domain.life, known=bool(notes[Note.AGENT_READY]))
         self._ready = trio.Event()
         self._to_send = trio.Event()
         self._running: dict[CommandId, _Running] = {}
@@ -121,7 +123,7 @@ class Commands:
     @property
     def had_agent(self) -> bool:
         """The guest's agent has come up, whatever became of it."""
-        return self._ready.is_set()
+        return bool(self._notes[Note.AGENT_READY])
 
     async def ready(self) -> None:
         """Wait until the guest's agent has come up."""
@@ -167,6 +169,7 @@ class Commands:
         for event in events:
             match event:
                 case Ready(release=release, boot_id=boot_id, trouble=trouble):
+                    self._notes[Note.AGENT_READY] = 1
                     self._domain.log.info("guest.ready", release=release, boot_id=boot_id, trouble=trouble)
                     self._ready.set()
                 case ConsoleLook() if not self._session.looks:

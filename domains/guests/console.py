@@ -2,6 +2,7 @@
 there.
 
 The file is the keeper's, and no driver's business: what a console driver does or suffers is seen by its watchers alone.
+Whatever instant this process is killed at, its successor finds each byte and each key in one place, and goes on there.
 """
 
 import os
@@ -14,12 +15,14 @@ from domains.frontends.console_ring import ConsoleRing, Size
 from domains.frontends.key_ledger import RingBroken
 from domains.guests.commands import Commands
 from domains.guests.line_room import LineRoom
+from domains.guests.notes import Note, Notes
+from domains.guests.sluice import Sluice
 from domains.runtime.domain import Call, Domain
 from domains.runtime.doorbell import Doorbell
 from domains.runtime.numbers import Numbers
 from kernel.abi.hypercalls import Access, ChannelKind, ConsoleConnect, ConsoleFault, EvtchnAllocUnbound, GnttabGrant
 from kernel.abi.ids import Peer
-from kernel.abi.io.consif import CHUNK_BYTES
+from kernel.abi.io.consif import CHUNK_BYTES, SEEN, WATCHERS, WRITER
 from kernel.abi.status import Refused
 
 __all__ = ["Console"]
@@ -39,6 +42,9 @@ BLIND_S = 1.0
 as in a guest that is paused, is waited for."""
 
 
+WATCH = {SEEN: Note.SEEN, WATCHERS: Note.WATCHERS, WRITER: Note.WRITER}
+
+
 @dataclass(frozen=True, slots=True)
 class _Numbers:
     out_ref: int
@@ -50,60 +56,91 @@ class Console:
     """One end of the guest's console line, the pipe that keeps what it says, and the ring of who watches it."""
 
     def __init__(
-        self, domain: Domain, nursery: trio.Nursery, commands: Commands, ports: Numbers, refs: Numbers
+        self,
+        domain: Domain,
+        nursery: trio.Nursery,
+        commands: Commands,
+        notes: Notes,
+        ring: ConsoleRing,
+        ports: Numbers,
+        refs: Numbers,
     ) -> None:
-        ours, self.guests_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        self._line = ours
+        self._line = socket.socket(fileno=domain.descriptors["console-line"])
+        self._line.setblocking(False)
         self._pipe = domain.descriptors["console"]
         os.set_blocking(self._pipe, False)
+        self._said = Sluice(domain.descriptors["said.read"], domain.descriptors["said.write"])
+        self._typed = Sluice(domain.descriptors["typed.read"], domain.descriptors["typed.write"])
         self._domain = domain
         self._nursery = nursery
         self._commands = commands
+        self._notes = notes
+        self._ring = ring
         self._ports, self._refs = ports, refs
         self._numbers: dict[Peer, _Numbers] = {}
         self._backend: Peer | None = None
         self._doorbell: Doorbell | None = None
         self._rung = trio.Event()
         self._outrun = False
-        self._room = LineRoom()
         self._size: Size | None = None
-        self.last = b""
+        ring.watch = {word: notes[note] for word, note in WATCH.items()}
+        if notes[Note.TYPING] > ring.taken:
+            self._typed.drain()
+            notes[Note.TYPING] = 0
+        self._room = LineRoom.unpack(notes[Note.ROOM_AFTER if notes[Note.TYPING] else Note.ROOM])
 
     def start(self) -> None:
-        """Once the operating system is on its way."""
-        self._ring = ConsoleRing()
+        """Take keys, as soon as a backend has some."""
         self._nursery.start_soon(self._take_slots)
 
     # ---- what the guest writes ----
 
+    @property
+    def last(self) -> bytes:
+        """The last words."""
+        return self._ring.last(REMEMBERED_BYTES, max(self._notes[Note.PICKED], self._ring.written))
+
     async def relay(self) -> None:
         """Until the guest's end is closed. A keeper that does not keep up holds the guest's console up, and
-        nothing else."""
-        while data := await self._receive():
-            self.last = (self.last + data)[-REMEMBERED_BYTES:]
-            await self._keep(data)
-            await self._wait_for_watchers(len(data))
-            self._ring.write(data)
+        nothing else.
 
-    async def _receive(self) -> bytes:
+        Bytes are laid in the ring, picked from the line, passed on to the keeper, shown to who watches. `PICKED` beyond
+        what is shown says that they were picked, and the sluice which of them are still to be passed on.
+        """
+        while await self._pick():
+            picked = self._notes[Note.PICKED]
+            await self._said.pass_on(self._pipe)
+            await self._wait_for_watchers(picked - self._ring.written)
+            self._ring.show(picked)
+            self._note_watch()
+
+    async def _pick(self) -> bool:
+        """Have the next bytes in the sluice and in the ring. False at the end. What a predecessor had there comes
+        first."""
+        if self._notes[Note.PICKED] > self._ring.written:
+            return True
+        if not self._said.held:
+            data = await self._look_ahead()
+            if not data:
+                return False
+            self._ring.lay(data)
+            self._said.fill_from(self._line.fileno(), len(data))
+        self._notes[Note.PICKED] = self._ring.written + self._said.held
+        return True
+
+    async def _look_ahead(self) -> bytes:
+        """What the guest says next, not yet taken; empty at the end."""
         while True:
             try:
-                return self._line.recv(CHUNK_BYTES)
+                return self._line.recv(CHUNK_BYTES, socket.MSG_PEEK)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._line)
-            except ConnectionResetError:
+            except ConnectionError:
                 return b""
 
-    async def _keep(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[os.write(self._pipe, rest) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._pipe)
-            except BrokenPipeError:
-                return
+    def _note_watch(self) -> None:
+        for word, value in self._ring.watch.items():
+            self._notes[WATCH[word]] = value
 
     async def _wait_for_watchers(self, size: int) -> None:
         if self._outrun or not self._ring.would_outrun(size):
@@ -172,6 +209,7 @@ class Console:
         """Until the backend is gone. Each ring is a reason to look, for whoever waits for something."""
         try:
             while doorbell.drain():
+                self._note_watch()
                 self._rung.set()
                 self._rung = trio.Event()
                 await trio.lowlevel.wait_readable(doorbell.fileno())
@@ -182,6 +220,7 @@ class Console:
 
     async def _take_slots(self) -> None:
         """For as long as the guest lives. A slot that was begun when its backend died is left: its keys come again."""
+        await self._pass_keys_on()
         while True:
             backend = self._backend
             slot = None
@@ -214,16 +253,24 @@ class Console:
             if not fitting:
                 await self._look(backend)
                 continue
-            try:
-                count = self._line.send(fitting, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._line)
-                continue
-            except OSError:
-                count = len(keys)  # the guest is gone: nobody will read them
-            self._room.typed(keys[:count])
-            self._ring.took_keys(count)
-            keys = keys[count:]
+            await self._put(fitting)
+            keys = keys[len(fitting) :]
+
+    async def _put(self, keys: bytes) -> None:
+        """Into the guest's line. They are typed once they are in the sluice and count: whoever goes on after us finds
+        them there, and nobody sends them again."""
+        self._room.typed(keys)
+        self._notes[Note.ROOM_AFTER] = self._room.pack()
+        self._notes[Note.TYPING] = self._ring.taken + len(keys)
+        self._typed.fill(keys)
+        self._ring.took_keys(len(keys))
+        await self._pass_keys_on()
+
+    async def _pass_keys_on(self) -> None:
+        """Those that count."""
+        await self._typed.pass_on(self._line.fileno())
+        self._notes[Note.ROOM] = self._room.pack()
+        self._notes[Note.TYPING] = 0
 
     async def _look(self, backend: Peer | None) -> None:
         """Until the guest has read some of its input, or the backend is another."""
@@ -236,6 +283,7 @@ class Console:
                 await trio.sleep(BLIND_S)
                 if not self._commands.had_agent:
                     self._room.looked(0, False)
+            self._notes[Note.ROOM] = self._room.pack()
             if self._room.room() or self._room.too_long:
                 return
             await trio.sleep(pause_s)

@@ -6,6 +6,7 @@ has the agent in the guest look whether all has been read. That it has not tells
 through the tty's own buffers.
 """
 
+import struct
 from dataclasses import dataclass
 
 __all__ = ["ROOM_BYTES", "LineRoom"]
@@ -15,6 +16,9 @@ ROOM_BYTES = 3840
 
 _LINE_ENDS = b"\n\r\x03\x04\x15"
 """Newline, return, and what ends or drops a line that was begun: ^C, ^D, ^U."""
+
+
+_PACKED = struct.Struct("<4H")
 
 
 @dataclass(slots=True)
@@ -28,6 +32,17 @@ class LineRoom:
     typed_since: int = 0
     begun_before: int = 0
     begun: int = 0
+
+    @classmethod
+    def unpack(cls, packed: int) -> "LineRoom":
+        """What `pack` gave."""
+        by_lines, *counts = _PACKED.unpack(packed.to_bytes(_PACKED.size, "little"))
+        return cls(bool(by_lines), *counts)
+
+    def pack(self) -> int:
+        """All of it in a u64. 0 is a line in which nothing has been typed yet."""
+        counts = (self.by_lines, self.typed_since, self.begun_before, self.begun)
+        return int.from_bytes(_PACKED.pack(*counts), "little")
 
     @property
     def too_long(self) -> bool:

@@ -110,6 +110,10 @@ class Desk:
     def _next_in_line(self) -> Watcher | None:
         return next((watcher for watcher in self.watchers if watcher.types), None)
 
+    def handed_on(self) -> tuple[int, int, int, int]:
+        """What the guest's next ring begins with, before its watchers leave this one."""
+        return self.seen(0), self.count, self.keyboard, self._last_session
+
     def seen(self, written: int) -> int:
         """How far everybody has seen."""
         positions = [watcher.position for watcher in self.watchers]

@@ -33,7 +33,7 @@ from kernel.abi.io.ring import Unsealed
 from kernel.abi.packet import close_all
 from kernel.abi.roles import DriverStart
 from kernel.abi.status import DomainFault, Refused
-from kernel.abi.upcalls import ConsoleRing, EvtchnConnected, Misbehave, PeerDied, ShutdownRequested
+from kernel.abi.upcalls import ConsoleRing, EvtchnConnected, Misbehave, PeerDied, PeerReset, ShutdownRequested
 
 __all__ = ["main"]
 
@@ -95,7 +95,12 @@ class ConsoleDriver:
             case PeerDied(peer=peer) if peer.domid == DOM0:
                 await self._open_port()
             case PeerDied(peer=peer) if peer in self._served:
-                self._served[peer].end(f"guest {self._served[peer].name} has ended")
+                served = self._served[peer]
+                served.end(f"guest {served.name} has ended")
+                if served.lost:
+                    del self._served[peer]
+            case PeerReset(peer=peer) if peer in self._served:
+                self._served[peer].lose()
             case Misbehave(what=what, count=count) if self._faults_allowed:
                 self._misbehave(what, count)
 
@@ -126,20 +131,22 @@ class ConsoleDriver:
             return
         finally:
             close_all([out, into])
-        self._nursery.start_soon(self._serve, ring, back, port)
-
-    async def _serve(self, ring: ConsoleRing, back: BackRing, port: int) -> None:
-        served = Served(ring.name, back, lambda broken: self._broke(ring.frontend, broken))
+        earlier = self._served.get(ring.frontend)
+        served = Served(ring.name, back, lambda broken: self._broke(ring.frontend, broken), earlier)
         self._served[ring.frontend] = served
         self._came.set()
         self._came = trio.Event()
         self._domain.log.info("console.connected", guest=ring.name, frontend=str(ring.frontend))
+        self._nursery.start_soon(self._serve, ring.frontend, served, port)
+
+    async def _serve(self, frontend: Peer, served: Served, port: int) -> None:
+        """Until its last watcher has left. What was lost stays known, for the ring that follows it."""
         await served.run()
-        served.end(f"guest {ring.name} has ended")
         while served.desk.watchers:
             await served.news.wait()
-        del self._served[ring.frontend]
-        back.close()
+        if self._served.get(frontend) is served and not served.lost:
+            del self._served[frontend]
+        served.ring.close()
         self._ports.give_back(port)
 
     def _broke(self, frontend: Peer, broken: FrontendBroken) -> None:
@@ -190,7 +197,7 @@ class ConsoleDriver:
         if self._watchers > MAX_WATCHERS:
             return f"{MAX_WATCHERS} administrators watch consoles: try again when one has left"
         with trio.move_on_after(RING_S):
-            while guest not in self._served:
+            while guest not in self._served or self._served[guest].lost:
                 await self._came.wait()
             return self._served[guest]
         return "the guest has given the console driver no ring: tv dmesg shows what it wrote"

@@ -108,10 +108,12 @@ class BackRing:
         self.doorbell.ring()
 
     def tell(self, seen: int, watchers: int, writer: int) -> None:
-        """How far all have seen, how many they are, whose the keyboard is. Rings where the guest may be held up."""
-        before = self._in_words[SEEN]
-        self._in_words[SEEN], self._in_words[WATCHERS], self._in_words[WRITER] = seen, watchers, writer
-        if self._written - before > TAIL_BYTES - CHUNK_BYTES:
+        """How far all have seen, how many they are, whose the keyboard is. Rings where the guest may be held up, and
+        where it is to note who is there."""
+        words = self._in_words
+        before, others = words[SEEN], (words[WATCHERS], words[WRITER])
+        words[SEEN], words[WATCHERS], words[WRITER] = seen, watchers, writer
+        if others != (watchers, writer) or self._written - before > TAIL_BYTES - CHUNK_BYTES:
             self.doorbell.ring()
 
     def close(self) -> None:

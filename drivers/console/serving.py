@@ -36,12 +36,17 @@ _codec = Codec(ConsoleKeys | ConsoleSize)
 
 
 class Served:
-    """One guest's console. `on_broken` hears what its frontend did wrong; then nobody is served any more."""
+    """One guest's console. `on_broken` hears what its frontend did wrong; then nobody is served any more. `earlier` was
+    the same guest's, on a ring that it lost."""
 
-    def __init__(self, name: str, ring: BackRing, on_broken: Callable[[FrontendBroken], None]) -> None:
+    def __init__(
+        self, name: str, ring: BackRing, on_broken: Callable[[FrontendBroken], None], earlier: "Served | None"
+    ) -> None:
         self.name = name
         self.ring = ring
-        self.desk = Desk(*ring.carried)
+        self.desk = Desk(*(earlier.handed_on if earlier else ring.carried))
+        self.handed_on: tuple[int, int, int, int] = self.desk.handed_on()
+        self.lost = False
         self.ended = ""
         self._finished = trio.Event()
         self.news = trio.Event()
@@ -85,13 +90,23 @@ class Served:
         self._finished.set()
         self.tell_all()
 
+    def lose(self) -> None:
+        """The guest goes on in another process, whose ring is on its way: watchers are let go without a word. They come
+        back with the keys that this ring may have lost."""
+        if not self.ended:
+            self.handed_on, self.lost = self.desk.handed_on(), True
+            self.end("lost")
+
     @contextlib.contextmanager
     def blaming(self):  # type: ignore[no-untyped-def]
-        """Around what looks at the ring: a frontend that broke it has no console any more."""
+        """Around what looks at the ring: a frontend that broke it has no console any more. One that has hung up may
+        have a successor, which begins to count anew."""
         try:
             yield
         except FrontendBroken as broken:
-            if not self.ended:
+            if not self.ring.doorbell.drain():
+                self.lose()
+            elif not self.ended:
                 self.end(f"guest {self.name} broke the console ring: {broken.what}")
                 self._on_broken(broken)
 
@@ -144,6 +159,8 @@ class _Connection:
         with deadline:
             while self._watcher in self._served.desk.watchers:
                 news, ended = self._served.news, self._served.ended
+                if self._served.lost:
+                    return
                 if ended and deadline.deadline == float("inf"):
                     deadline.deadline = trio.current_time() + LAST_WORD_S
                 await self._give_role()

@@ -10,6 +10,7 @@ from kernel.abi.ids import U32, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 
 __all__ = [
+    "NAMED_GUESTS",
     "AdminConnection",
     "BackendActive",
     "BackendOffered",
@@ -21,10 +22,12 @@ __all__ = [
     "Misbehave",
     "PauseRequested",
     "PeerDied",
+    "PeerReset",
     "Ping",
     "Reply",
     "ReplyPart",
     "ShutdownRequested",
+    "SoftReset",
     "Upcall",
     "VbdAttached",
     "VbdConnected",
@@ -32,6 +35,10 @@ __all__ = [
     "VbdImage",
     "VbdRing",
 ]
+
+
+NAMED_GUESTS = 32
+"""A list of names that fits a packet and a line of the log."""
 
 
 class Reply(Struct, tag=0x80, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +86,18 @@ class PauseRequested(Struct, tag=0x85, array_like=True, frozen=True, forbid_unkn
 
     sequence: U32
     paused: bool
+
+
+class SoftReset(Struct, tag=0x86, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `SchedSoftReset`: what came before this was for the process that has died, what comes after it is for
+    its successor."""
+
+
+class PeerReset(Struct, tag=0x87, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """An incarnation that shared a port with the caller lives, but its process was replaced: ports and grants are gone
+    as if it had died."""
+
+    peer: Peer
 
 
 class EvtchnConnected(Struct, tag=0x88, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -179,11 +198,12 @@ class AdminConnection(Struct, tag=0xA0, array_like=True, frozen=True, forbid_unk
 
 
 class DriverGivenUp(Struct, tag=0xA1, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """To Dom0: this driver died too often and is left dead. `guests` have a disk of it, and are being paused."""
+    """To Dom0: this driver died too often and is left dead. `guests`, of whom 32 are named at most, have a disk of it
+    and are being paused."""
 
     driver: Name
     deaths: int
-    guests: tuple[Name, ...]
+    guests: Annotated[tuple[Name, ...], Meta(max_length=NAMED_GUESTS)]
 
 
 class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -198,8 +218,10 @@ Upcall = (
     | ReplyPart
     | Ping
     | PeerDied
+    | PeerReset
     | ShutdownRequested
     | PauseRequested
+    | SoftReset
     | EvtchnConnected
     | VbdAttached
     | VbdRing

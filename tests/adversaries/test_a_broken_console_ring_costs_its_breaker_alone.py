@@ -25,7 +25,7 @@ from kernel.abi.upcalls import ConsoleBackend, ConsoleRing
 from tests.adversaries.lab import INNOCENT, MANIFEST, start_lab
 from tests.adversaries.puppet import sealed_memory
 from tests.promises.events import wait_until
-from tests.promises.lab import CONSOLE, UNLIMITED
+from tests.promises.lab import CONSOLE, ROOT, UNLIMITED
 
 HOSTILE_DRIVER = MANIFEST.replace('"drivers.puppet.main"\n', '"drivers.puppet.main"\ndevice = "console"\n')
 HONEST_DRIVER = MANIFEST.replace("[guests]", CONSOLE.format(restart=UNLIMITED) + "\n[guests]")
@@ -107,7 +107,7 @@ def test_a_driver_that_lies_about_its_watchers_or_floods_its_doorbell_stops_no_g
 
 def console_answers(lab) -> bool:
     command = [sys.executable, "-m", "triovisor.cli", "--run", str(lab.run), "console", INNOCENT]
-    done = subprocess.run(command, input=b"\necho an$((0))swer\n", capture_output=True, check=False)
+    done = subprocess.run(command, input=b"\necho an$((0))swer\n", capture_output=True, check=False, cwd=ROOT)
     return done.returncode == 0 and b"an0swer" in done.stdout
 
 

@@ -10,7 +10,7 @@ from triovisor.provision.files import SetupError, find_program, guest_folder, pu
 
 __all__ = ["PROGRAMS", "build_programs"]
 
-PROGRAMS = ("agent", "init", "load", "records")
+PROGRAMS = ("agent", "init", "load", "records", "zero")
 """The names by which the one executable is called: guest/main.c."""
 
 COMPILER = "musl-gcc"

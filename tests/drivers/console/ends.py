@@ -5,10 +5,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from domains.frontends.console_ring import ConsoleRing
+from domains.frontends.console_ring import ConsoleRing, make_out
 from drivers.console.ring import BackRing, FrontendBroken
 
-__all__ = ["connect", "ends"]
+__all__ = ["connect", "ends", "write"]
 
 
 def connect(front: ConsoleRing) -> BackRing:
@@ -28,10 +28,16 @@ def connect(front: ConsoleRing) -> BackRing:
 
 @contextmanager
 def ends() -> Iterator[tuple[ConsoleRing, BackRing]]:
-    front = ConsoleRing()
+    front = ConsoleRing(make_out())
     back = connect(front)
     try:
         yield front, back
     finally:
         back.close()
         front.release()
+
+
+def write(front: ConsoleRing, data: bytes) -> None:
+    """The guest writes: laid, and shown."""
+    front.lay(data)
+    front.show(front.written + len(data))

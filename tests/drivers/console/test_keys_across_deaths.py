@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from domains.frontends.console_ring import ConsoleRing
+from domains.frontends.console_ring import ConsoleRing, make_out
 from domains.frontends.key_ledger import Keys
 from drivers.console.backend import Desk, Watcher
 from kernel.abi.console_io import ConsoleKeys, ConsoleRole
@@ -23,7 +23,7 @@ class Typing(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.front = ConsoleRing()
+        self.front = ConsoleRing(make_out())
         self.keyboard = Keyboard()
         self.numbers = itertools.count()
         self.typed = b""
