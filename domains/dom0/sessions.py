@@ -106,8 +106,9 @@ class Sessions:
         await _send_all(connection, answers)
 
     async def _hand_over(self, connection: Channel, request: AdminConsole) -> None:
-        """The console driver goes on with the connection. What it has is another descriptor; ours is closed."""
-        guest = await self._toolstack.running_guest(request.name)
+        """The console driver goes on with the connection. What it has is another descriptor; ours is closed. What a
+        guest wrote before it was paused may be read meanwhile, and what is typed waits."""
+        guest = await self._toolstack.living_guest(request.name)
         if request.generation not in (None, guest.generation):
             raise Refused(Status.ESTALE, f"guest {request.name} has ended, and was started again")
         await self._consoles.prepare(await self._toolstack.console_driver())

@@ -93,14 +93,20 @@ class Toolstack:
         raise Refused(Status.ENOENT, f"there is no domain {name!r}{meant}: tv list shows all")
 
     async def running_guest(self, name: str) -> DomainInfo:
-        """The guest of that name. Refuses ENOENT, EINVAL where it is no guest, EHOSTDOWN where it does not run."""
+        """The guest of that name. Refuses as `living_guest`, and EHOSTDOWN where it is paused."""
+        guest = await self.living_guest(name)
+        if guest.paused_for or guest.state is DomainState.PAUSED:
+            raise _paused(guest)
+        return guest
+
+    async def living_guest(self, name: str) -> DomainInfo:
+        """The guest of that name, paused or not. Refuses ENOENT, EINVAL where it is no guest, EHOSTDOWN where it has
+        ended."""
         guest = await self.find(name)
         if guest.kind in _NO_GUESTS:
             raise Refused(Status.EINVAL, f"{name!r} is no guest but a {guest.kind} domain: name a guest of tv list")
         if guest.state in _ENDED:
             raise Refused(Status.EHOSTDOWN, f"guest {name} is {guest.state}: tv destroy {name}, then tv create")
-        if guest.paused_for or guest.state is DomainState.PAUSED:
-            raise _paused(guest)
         return guest
 
     async def console_driver(self) -> DriverInfo:

@@ -33,6 +33,7 @@ from domains.guests.agent_frames import (
     LINE_WINDOW,
     MAGIC,
     MAX_COMMANDS,
+    MAX_LOOKS,
     OUTPUT_WINDOW,
     VERSION,
     WHOLE_BYTES,
@@ -188,9 +189,11 @@ class AgentSession:
 
     def look_at_console(self, rows: int = 0, columns: int = 0) -> None:
         """Have a `ConsoleLook` come, and before it the console's window be so large. One that is lost with an agent
-        never comes. Refuses EAGAIN before READY."""
+        never comes. Refuses EAGAIN before READY, and while many are unanswered."""
         if self._state is not _State.READY:
             raise Refused(Status.EAGAIN, f"the guest's agent is {self._state.name.lower()}")
+        if self.looks >= MAX_LOOKS:
+            raise Refused(Status.EAGAIN, f"{MAX_LOOKS} looks at the console are unanswered")
         self.looks += 1
         self._send(To.CONSOLE, 0, struct.pack("<HH", rows, columns))
 

@@ -295,14 +295,16 @@ class Console:
             self._nursery.start_soon(self._set_size)
 
     async def _set_size(self) -> None:
-        """As soon as there is an agent to do it. Of several sizes that come meanwhile, the last counts."""
+        """As soon as there is an agent that does it. Of several sizes that come meanwhile, the last counts."""
         await self._commands.ready()
-        size, self._size = self._size, None
-        assert size is not None
-        try:
-            await self._commands.look_at_console(size.rows, size.columns)
-        except Refused as refusal:
-            self._domain.log.info("console.not_resized", why=refusal.why)
+        while size := self._size:
+            try:
+                await self._commands.look_at_console(size.rows, size.columns)
+            except Refused:
+                await trio.sleep(BLIND_S)
+                continue
+            if self._size is size:
+                self._size = None
 
     async def _report(self, backend: Peer | None, broken: RingBroken) -> None:
         self._domain.log.error("ring.faulted", backend=str(backend), what=broken.what, evidence=broken.evidence)

@@ -27,7 +27,6 @@ LOG_EVENTS = {
     "command.ended": LogEvent("a command in a guest ended, or its administrator left", "guest left status signal why"),
     "console.connected": LogEvent("the console driver has a guest's console ring", "guest frontend"),
     "console.line_cut": LogEvent("keys of a line too long for who reads by lines were dropped", "keys"),
-    "console.not_resized": LogEvent("the guest's agent could not set the size of the console's window", "why"),
     "console.outran": LogEvent("a guest overwrites what a watcher has not seen, having waited for him", "unseen"),
     "domain.cloned": LogEvent("a process for an incarnation exists, in its jail", "name peer pid jail missing"),
     "domain.died": LogEvent("an incarnation is gone with all its threads", "name peer how lived_s"),

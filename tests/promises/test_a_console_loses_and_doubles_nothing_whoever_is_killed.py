@@ -104,3 +104,20 @@ def test_a_second_watcher_sees_what_the_first_sees_and_the_writer_stays_the_writ
             first.wait(b"round-%d" % (100 + number))
             second.wait(b"round-%d" % (100 + number))
     assert b"keyboard" not in first.shown + second.shown
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_what_is_typed_at_a_paused_guest_arrives_whole_when_it_goes_on(lab, guest, victim, tmp_path):
+    typed = b"".join(b"%07d\n" % number for number in range(TYPED))
+    with piped(lab.run, guest, tmp_path / "seen") as console:
+        console.type(b"\nstty -echo; cat > /tmp/typed; echo the $((0)) end\n")
+        wait_until(lambda: b"cat > /tmp/typed" in (tmp_path / "seen").read_bytes(), "cat runs")
+        lab.client.pause(guest)
+        console.type(typed)
+        for _ in range(5):
+            kill(lab, guest, victim)
+        lab.client.unpause(guest)
+        console.type(b"\x04")
+        wait_until(lambda: b"the 0 end" in (tmp_path / "seen").read_bytes(), "the end of what was typed")
+        assert console.end() == (0, "tv: input has ended\n")
+    assert lab.run_in(guest, "cat", "/tmp/typed") == typed

@@ -148,6 +148,17 @@ def test_what_is_pasted_while_a_guest_is_paused_arrives_whole_when_it_goes_on(la
     assert lab.run_in(guest, "cat", "/tmp/pasted") == text
 
 
+def test_a_window_that_changes_while_a_guest_is_paused_has_its_last_size_when_it_goes_on(lab, guest):
+    with on_a_terminal(lab.run, guest, rows=33, columns=101) as screen:
+        shell(screen)
+        lab.client.pause(guest)
+        for rows in (40, 41, 42):
+            screen.resize(rows, 132)
+            time.sleep(LOOK_S / 2)
+        lab.client.unpause(guest)
+        wait_until(lambda: b"42 132" in lab.run_in(guest, "stty", "-F", "/dev/tty0", "size"), "the size in the guest")
+
+
 def test_a_guest_that_does_not_read_holds_up_its_writer_alone_and_loses_no_key(lab, guest, tmp_path):
     """256 KiB are more than all that is on the way can hold."""
     text = b"".join(b"%015d\n" % number for number in range(16384))

@@ -13,6 +13,7 @@ from domains.guests.agent_frames import (
     INPUT_BYTES,
     INPUT_WINDOW,
     LINE_WINDOW,
+    MAX_LOOKS,
     OUTPUT_WINDOW,
     CommandId,
     OutputStream,
@@ -256,3 +257,13 @@ def test_a_look_that_nobody_asked_for_or_that_cannot_be_is_a_fault(payload):
 def test_before_the_agent_is_ready_nobody_looks():
     with pytest.raises(Refused):
         AgentSession().look_at_console()
+
+
+def test_a_guest_that_answers_no_look_is_asked_only_so_many_times():
+    session, _ = running()
+    for _ in range(MAX_LOOKS):
+        session.look_at_console()
+    with pytest.raises(Refused):
+        session.look_at_console()
+    session.receive(frame(0x8A, 0, struct.pack("<IB", 7, 1)))
+    session.look_at_console()
