@@ -392,6 +392,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.XenbusConnect: _acting(xenbus.connect),
     h.XenbusConnected: _acting(xenbus.connected),
     h.XenbusFault: _acting(xenbus.fault),
+    h.XenbusStalled: _acting(xenbus.stalled),
     h.ConsoleConnect: _acting(consoles.connect),
     h.ConsoleFault: _acting(consoles.fault),
     h.DomctlCreate: _domctl_create,

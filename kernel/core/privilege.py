@@ -29,6 +29,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.XenbusFault: frozenset({Kind.GUEST, Kind.DRIVER}),
     h.ConsoleConnect: frozenset({Kind.GUEST}),
     h.ConsoleFault: frozenset({Kind.GUEST, Kind.DRIVER}),
+    h.XenbusStalled: frozenset({Kind.GUEST}),
     h.DomctlCreate: _DOM0,
     h.DomctlDestroy: _DOM0,
     h.DomctlShutdown: _DOM0,

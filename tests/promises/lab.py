@@ -25,7 +25,7 @@ role = "drivers.console.main"
 device = "console"
 standby = false
 restart = {restart}
-heartbeat = {{ interval_s = 0.1, deadline_s = 1.0 }}
+heartbeat = {{ interval_s = 0.1, deadline_s = 1.0, idle_s = 1.0 }}
 """
 """Beside the driver that a test is about."""
 
