@@ -12,6 +12,7 @@ from kernel.abi.roles import Dom0Start, DriverStart
 from kernel.abi.spawn import Jail
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
+from kernel.consoles import backend_active
 from kernel.core.domains import Kind
 from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
 from kernel.incarnation import end, post
@@ -123,6 +124,7 @@ class _Care:
                     activate_backend(self.machine, order)
                     if self.machine.alive[peer].started.is_set():
                         serves(self.machine, self.domain)
+                    backend_active(self.machine, self.domain, peer)
                     self.machine.log.info(
                         "driver.activated", **self._name(), peer=str(peer), take_published=take_published
                     )

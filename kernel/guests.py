@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from kernel import consoles
 from kernel.abi.guest_config import ONLY_FOR, Action, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import Peer
@@ -19,7 +20,7 @@ from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import embody
 from kernel.machine import Guest, Incarnation, Machine
-from kernel.manifest import DriverManifest, parse_cpus
+from kernel.manifest import Device, DriverManifest, parse_cpus
 from kernel.pausing import hold_anew
 from kernel.xenbus import frontend_came, frontend_went
 
@@ -146,7 +147,9 @@ def _check_backends(machine: Machine, config: GuestConfig) -> None:
     """Each disk's driver exists and can serve one more. A guest whose driver is given up would stand still before its
     first instruction."""
     drivers = {
-        domain.record.name: domain for domain in machine.drivers.values() if isinstance(domain.manifest, DriverManifest)
+        domain.record.name: domain
+        for domain in machine.drivers.values()
+        if isinstance(domain.manifest, DriverManifest) and domain.manifest.device is Device.VBD
     }
     for backend, count in Counter(disk.backend for disk in config.disk).items():
         domain = drivers.get(backend)
@@ -207,6 +210,7 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     guest.incarnation = incarnation
     guest.record.state = DomainState.STARTING
     frontend_came(machine, incarnation)
+    consoles.frontend_came(machine, incarnation)
     hold_anew(machine, guest)
     return incarnation
 
@@ -218,6 +222,7 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     guest.incarnation = None
     guest.last_end = how
     frontend_went(machine, guest.record.domid)
+    consoles.frontend_went(machine, incarnation.peer)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
     action = {

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import guests, inform, pausing, xenbus
+from kernel import consoles, guests, inform, pausing, xenbus
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
@@ -229,6 +229,7 @@ def _sched_soft_reset(machine: Machine, caller: Incarnation, call: h.SchedSoftRe
     if not caller.started.is_set():
         _started(machine, caller, h.Started(), [])
     xenbus.frontend_reset(machine, caller)
+    consoles.frontend_reset(machine, caller)
     pausing.tell_successor(machine, machine.guests[caller.record.domid])
     if caller.asked_to_end is not None:
         post(machine, caller, ShutdownRequested(caller.asked_to_end))
@@ -302,7 +303,7 @@ def _gnttab_end(machine: Machine, caller: Incarnation, call: h.GnttabEnd, _ridin
     return Answer()
 
 
-def _xenbus(act: Callable[[Machine, Incarnation, Any], None]) -> Handler:
+def _acting(act: Callable[[Machine, Incarnation, Any], None]) -> Handler:
     def handler(machine: Machine, caller: Incarnation, call: Any, _riding: list[int]) -> Answer:
         act(machine, caller, call)
         return Answer()
@@ -396,10 +397,12 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.GnttabGrant: _gnttab_grant,
     h.GnttabMap: _gnttab_map,
     h.GnttabEnd: _gnttab_end,
-    h.XenbusConnect: _xenbus(xenbus.connect),
-    h.XenbusConnected: _xenbus(xenbus.connected),
-    h.XenbusFault: _xenbus(xenbus.fault),
-    h.XenbusStalled: _xenbus(xenbus.stalled),
+    h.XenbusConnect: _acting(xenbus.connect),
+    h.XenbusConnected: _acting(xenbus.connected),
+    h.XenbusFault: _acting(xenbus.fault),
+    h.XenbusStalled: _acting(xenbus.stalled),
+    h.ConsoleConnect: _acting(consoles.connect),
+    h.ConsoleFault: _acting(consoles.fault),
     h.DomctlCreate: _domctl_create,
     h.DomctlDestroy: _domctl_destroy,
     h.DomctlShutdown: _domctl_shutdown,

@@ -63,6 +63,7 @@ def driver_infos(machine: Machine) -> list[DriverInfo]:
                 last_death=domain.last_death,
                 jail=active.child.jail if active and active.child else "",
                 vbds=[_vbd_info(machine, vbd) for vbd in machine.vbds.of_driver(domid)],
+                device=getattr(domain.manifest, "device", ""),
             )
         )
     return infos

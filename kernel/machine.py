@@ -127,6 +127,8 @@ class Machine:
     grants: GrantTable = field(default_factory=GrantTable)
     vbds: VbdTable = field(default_factory=VbdTable)
     images: dict[VbdHandle, Image] = field(default_factory=dict)
+    consoles: dict[Peer, Peer] = field(default_factory=dict)
+    """Which incarnation of the console driver a guest's has given its console ring."""
     alive: dict[Peer, Incarnation] = field(default_factory=dict)
     drivers: dict[DomId, DriverDomain] = field(default_factory=dict)
     guests: dict[DomId, Guest] = field(default_factory=dict)

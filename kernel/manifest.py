@@ -1,5 +1,6 @@
 """The boot manifest: which domains a hypervisor starts, as data. `boot.toml` beside this file is the default."""
 
+import enum
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from kernel.core.restart import RestartPolicy
 
 __all__ = [
     "DEFAULT_MANIFEST",
+    "Device",
     "Dom0Manifest",
     "DriverManifest",
     "GuestManifest",
@@ -52,14 +54,23 @@ class Dom0Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     restart: RestartPolicy = RestartPolicy()
 
 
+class Device(enum.StrEnum):
+    """What a driver domain serves."""
+
+    VBD = "vbd"
+    CONSOLE = "console"
+
+
 class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A driver domain. With `standby` a second incarnation waits, jailed and with its rings mapped, to be promoted.
+    At most one serves the consoles: every guest's.
 
     `address_space` in MiB bounds what it can map, and with it how many vbds a block driver can serve: 13 for each.
     """
 
     name: Name
     role: Module
+    device: Device = Device.VBD
     standby: bool = True
     cpus: Cpus | None = None
     address_space: MemoryMib = 16384
@@ -112,6 +123,9 @@ def load_manifest(path: Path) -> Manifest:
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:
         raise ManifestError(f"{path}: driver.name = {doubled!r} is taken: each domain has a name of its own")
+    consoles = [driver for driver in manifest.driver if driver.device is Device.CONSOLE]
+    if len(consoles) > 1 or any(driver.standby for driver in consoles):
+        raise ManifestError(f"{path}: driver.device = 'console': one driver at most, with standby = false")
     return manifest
 
 

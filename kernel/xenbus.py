@@ -25,6 +25,7 @@ from kernel.incarnation import end_for_fault, post, who
 from kernel.machine import Incarnation, Machine
 
 __all__ = [
+    "accuse",
     "activate_backend",
     "backend_came",
     "backend_went",
@@ -122,27 +123,31 @@ def connected(machine: Machine, caller: Incarnation, call: XenbusConnected) -> N
 
 
 def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
-    """`XenbusFault`: one end of a vbd says that the other broke the ring's rules.
+    """`XenbusFault`: one end of a vbd says that the other broke the ring's rules."""
+    machine.domains.check_alive(call.peer)
+    vbd = machine.vbds.shared_by(caller.peer, call.handle, call.peer)
+    accuse(machine, caller, machine.alive[call.peer], call.what, call.evidence, vbd=vbd.vdev)
+
+
+def accuse(
+    machine: Machine, caller: Incarnation, accused: Incarnation, what: str, evidence: str, *, vbd: str
+) -> None:
+    """Act on the word of one end of a ring about the other.
 
     The hypervisor cannot see the ring, so it cannot judge. It ends the accused, since that costs a driver's guests no
     more than a pause; but a guest that accuses too often is ended instead, or it could hold up all others on the
     driver.
     """
-    machine.domains.check_alive(call.peer)
-    vbd = machine.vbds.shared_by(caller.peer, call.handle, call.peer)
-    accused = machine.alive[call.peer]
     if accused.ended_for:
-        end_for_fault(machine, accused, DomainFault(call.peer, call.what, evidence=call.evidence))
-        raise Refused(Status.ESTALE, f"{call.peer} is being ended")
-    machine.log.error(
-        "ring.faulted", **who(caller), accused=str(call.peer), vbd=vbd.vdev, what=call.what, evidence=call.evidence
-    )
+        end_for_fault(machine, accused, DomainFault(accused.peer, what, evidence=evidence))
+        raise Refused(Status.ESTALE, f"{accused.peer} is being ended")
+    machine.log.error("ring.faulted", **who(caller), accused=str(accused.peer), vbd=vbd, what=what, evidence=evidence)
     if caller.record.domid in machine.guests and _accuses_too_often(machine, caller):
         end_for_fault(
             machine, caller, DomainFault(caller.peer, "accuses its backends too often", accusations=ACCUSATIONS)
         )
         return
-    end_for_fault(machine, accused, DomainFault(call.peer, call.what, evidence=call.evidence))
+    end_for_fault(machine, accused, DomainFault(accused.peer, what, evidence=evidence))
 
 
 def stalled(machine: Machine, caller: Incarnation, call: XenbusStalled) -> None:

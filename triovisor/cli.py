@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from kernel.abi.guest_io import Stream
+from kernel.abi.status import Status
 from triovisor import render
 from triovisor.client import Client, TvError
 from triovisor.command import BytesSource, Command, DescriptorSource, exit_code, pump
@@ -153,9 +154,41 @@ def execute(
 
 
 @app.command()
-def dmesg(ctx: typer.Context, name: OptionalName = None) -> None:
-    """Print the last 256 KiB of a guest's console, or without NAME of the hypervisor's log."""
-    _write(Stream.STDOUT, ctx.obj.dmesg(name))
+def console(
+    ctx: typer.Context,
+    name: Name,
+    steal: Annotated[bool, typer.Option("--steal", help="Take the keyboard from who has it.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Never type.")] = False,
+) -> None:
+    """Show a guest's console, and type. Ctrl-] detaches. Exit status: 0 detached, or input has ended and the guest took
+    it; 1 refused; 3 the guest does not run; 4 it has ended; 5 the hypervisor or the console driver has; 6 the guest did
+    not read all."""
+    from triovisor.console import End, Settings, show_console
+
+    def say(line: str) -> None:
+        os.write(2, f"\r\ntv: {line}\r\n".encode() if sys.stdin and sys.stdin.isatty() else f"tv: {line}\n".encode())
+
+    settings = Settings(name, steal, watch, lambda data: _write(Stream.STDOUT, data), say)
+    try:
+        ended = show_console(ctx.obj, settings)
+    except TvError as error:
+        print(f"tv: {error}", file=sys.stderr)
+        raise SystemExit(End.NOT_RUNNING if error.status is Status.EHOSTDOWN else End.REFUSED) from None
+    print(f"tv: {ended.why}", file=sys.stderr)
+    raise SystemExit(ended.end)
+
+
+@app.command()
+def dmesg(
+    ctx: typer.Context,
+    name: OptionalName = None,
+    raw: Annotated[bool, typer.Option("--raw", help="As it is, on a terminal too.")] = False,
+) -> None:
+    """Print the last 256 KiB of a guest's console, or without NAME of the hypervisor's log. On a terminal control
+    characters are made visible: what a guest writes must not steer it."""
+    data = ctx.obj.dmesg(name)
+    harmless = raw or not (sys.stdout and sys.stdout.isatty())
+    _write(Stream.STDOUT, data if harmless else render.visible(data).encode())
 
 
 @driver_app.command("list")

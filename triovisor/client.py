@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kernel.abi.admin import (
+    AdminConsole,
     AdminCreate,
     AdminDestroy,
     AdminDmesg,
@@ -25,6 +26,7 @@ from kernel.abi.admin import (
     Answer,
     Part,
 )
+from kernel.abi.console_io import ConsoleMessage
 from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig
 from kernel.abi.guest_io import ExecMessage, Stream
 from kernel.abi.hypercalls import ShutdownReason
@@ -122,6 +124,13 @@ class Client:
             connection.send(AdminExec(_name(name)), ANSWER_S)
             _answer(connection, ANSWER_S)
             yield Command(connection, argv, ANSWER_S)
+
+    @contextmanager
+    def console(self, request: AdminConsole) -> Iterator[tuple[Connection, int]]:
+        """A connection to a guest's console (`console_io.ConsoleMessage`), and the guest's generation."""
+        with connect(self.path, AdminReply | ConsoleMessage) as connection:
+            connection.send(msgspec.structs.replace(request, name=_name(request.name)), ANSWER_S)
+            yield connection, _convert(_answer(connection, ANSWER_S)[1].value, int)
 
     def _ask(self, request: AdminRequest, timeout_s: float = ANSWER_S) -> Any:
         with connect(self.path, AdminReply) as connection:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
 
-__all__ = ["Table", "columns", "domain_list", "domain_pairs", "driver_table", "pairs", "state_slots", "vbd_table"]
+__all__ = [
+    "Table", "columns", "domain_list", "domain_pairs", "driver_table", "pairs", "state_slots", "vbd_table", "visible",
+]  # fmt: skip
 
 
 class Table(NamedTuple):
@@ -97,6 +99,18 @@ def vbd_table(vbds: Iterable[VbdInfo]) -> Table:
     head = ("Vdev", "BE", "handle", "state", "access", "sectors", "target")
     rows = [(vbd.vdev, vbd.backend, vbd.handle, vbd.state, vbd.access, vbd.sectors, vbd.target) for vbd in vbds]
     return Table(head, rows)
+
+
+def visible(data: bytes) -> str:
+    """What a guest wrote, so that it cannot steer a terminal: all but newline, tab and what is printed stands as ^X or
+    as an escape. A return before a newline is left out."""
+    text = data.replace(b"\r\n", b"\n").decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() or char in "\n\t" else _caret(char) for char in text)
+
+
+def _caret(char: str) -> str:
+    code = ord(char)
+    return f"^{chr(code ^ 0x40)}" if code < 0x20 or code == 0x7F else char.encode("unicode_escape").decode()
 
 
 def columns(table: Table) -> str:

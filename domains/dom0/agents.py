@@ -65,10 +65,10 @@ class _Offer:
 class Agents:
     """All guests' agents. `nursery` outlives every session."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery) -> None:
+    def __init__(self, domain: Domain, nursery: trio.Nursery, ports: Ports) -> None:
         self._domain = domain
         self._nursery = nursery
-        self._ports = Ports(domain)
+        self._ports = ports
         self._agents: dict[Peer, _Agent] = {}
         self._leaving: set[_Agent] = set()
 

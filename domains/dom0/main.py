@@ -5,6 +5,8 @@ from contextlib import closing
 import trio
 
 from domains.dom0.agents import Agents
+from domains.dom0.consoles import Consoles
+from domains.dom0.ports import Ports
 from domains.dom0.sessions import Sessions
 from domains.dom0.tails import Tails
 from domains.dom0.toolstack import Toolstack
@@ -25,8 +27,9 @@ async def main(domain: Domain) -> None:
 
 
 async def _serve(domain: Domain, keeper: Channel, nursery: trio.Nursery) -> None:
-    agents = Agents(domain, nursery)
-    sessions = Sessions(Toolstack(domain), agents, Tails(keeper), domain.log)
+    ports = Ports(domain)
+    agents = Agents(domain, nursery, ports)
+    sessions = Sessions(Toolstack(domain), agents, Consoles(domain, ports), Tails(keeper), domain.log)
     await domain.started()
     await _take_upcalls(domain, agents, sessions, nursery)
 

@@ -9,13 +9,16 @@ import trio
 from msgspec import Struct
 
 from domains.dom0.agents import Agents
+from domains.dom0.consoles import Consoles
 from domains.dom0.relay import relay
 from domains.dom0.tails import Tails
 from domains.dom0.toolstack import Toolstack
 from domains.runtime.channel import Channel
 from kernel.abi import packet
-from kernel.abi.admin import AdminDmesg, AdminExec, AdminRequest, Answer, Part
+from kernel.abi.admin import AdminConsole, AdminDmesg, AdminExec, AdminRequest, Answer, Part
 from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode
+from kernel.abi.console_io import ConsoleAttach
+from kernel.abi.ids import Peer
 from kernel.abi.log import Log
 from kernel.abi.status import DomainFault, Refused, Status
 
@@ -40,9 +43,10 @@ _known_operations = {kind.__struct_config__.tag for kind in get_args(AdminReques
 class Sessions:
     """Serves connections, and refuses those beyond its bounds."""
 
-    def __init__(self, toolstack: Toolstack, agents: Agents, tails: Tails, log: Log) -> None:
+    def __init__(self, toolstack: Toolstack, agents: Agents, consoles: Consoles, tails: Tails, log: Log) -> None:
         self._toolstack = toolstack
         self._agents = agents
+        self._consoles = consoles
         self._tails = tails
         self._log = log
         self._free = trio.Semaphore(MAX_SESSIONS)
@@ -77,6 +81,8 @@ class Sessions:
         match request:
             case AdminExec(name=name):
                 await self._execute(connection, name)
+            case AdminConsole():
+                await self._hand_over(connection, request)
             case AdminDmesg(name=name):
                 tail = await self._tails.tail(name)
                 parts = [Part(tail[at : at + PART_BYTES]) for at in range(0, len(tail), PART_BYTES)]
@@ -98,6 +104,20 @@ class Sessions:
 
         await _unless_gone(connection, work)
         await _send_all(connection, answers)
+
+    async def _hand_over(self, connection: Channel, request: AdminConsole) -> None:
+        """The console driver goes on with the connection. What it has is another descriptor; ours is closed. What a
+        guest wrote before it was paused may be read meanwhile, and what is typed waits."""
+        guest = await self._toolstack.guest_with_console(request.name)
+        if request.generation not in (None, guest.generation):
+            raise Refused(Status.ESTALE, f"guest {request.name} has ended, and was started again")
+        await self._consoles.prepare(await self._toolstack.console_driver())
+        if await _send_all(connection, [Answer(Status.OK, guest.generation)]):
+            peer = Peer(guest.domid, guest.generation)
+            attach = ConsoleAttach(
+                peer, request.keyboard, request.tail, request.at, request.steal, request.watch
+            )
+            await self._consoles.attach(attach, connection.socket.fileno())
 
     async def _execute(self, connection: Channel, name: str) -> None:
         try:

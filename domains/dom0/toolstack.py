@@ -1,7 +1,7 @@
 """What an administrator may ask for, done by hypercalls."""
 
 import difflib
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from kernel.abi.admin import (
     AdminShutdown,
     AdminUnpause,
 )
-from kernel.abi.guest_config import DomainInfo, DomainState
+from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo
 from kernel.abi.hypercalls import (
     DomctlCreate,
     DomctlDestroy,
@@ -38,6 +38,8 @@ from kernel.abi.hypercalls import (
 from kernel.abi.status import KernelBug, Refused, Status
 
 __all__ = ["Toolstack"]
+
+T = TypeVar("T")
 
 SHUTDOWN_LOOK_S = 0.05
 """Between two looks whether a guest has ended. A guest takes some 0.1 s to power off."""
@@ -91,23 +93,39 @@ class Toolstack:
         raise Refused(Status.ENOENT, f"there is no domain {name!r}{meant}: tv list shows all")
 
     async def running_guest(self, name: str) -> DomainInfo:
-        """The guest of that name. Refuses ENOENT, EINVAL where it is no guest, EHOSTDOWN where it does not run."""
+        """The guest of that name. Refuses as `living_guest`, and EHOSTDOWN where it is paused."""
+        guest = await self.living_guest(name)
+        if guest.paused_for or guest.state is DomainState.PAUSED:
+            raise _paused(guest)
+        return guest
+
+    async def living_guest(self, name: str) -> DomainInfo:
+        """The guest of that name, paused or not. Refuses ENOENT, EINVAL where it is no guest, EHOSTDOWN where it has
+        ended."""
         guest = await self.find(name)
         if guest.kind in _NO_GUESTS:
             raise Refused(Status.EINVAL, f"{name!r} is no guest but a {guest.kind} domain: name a guest of tv list")
         if guest.state in _ENDED:
             raise Refused(Status.EHOSTDOWN, f"guest {name} is {guest.state}: tv destroy {name}, then tv create")
-        if guest.paused_for or guest.state is DomainState.PAUSED:
-            raise _paused(guest)
         return guest
 
     async def guest_with_agent(self, name: str) -> DomainInfo:
-        """The guest of that name, if it is one that runs commands. Refuses a native one (EINVAL) too."""
-        guest = await self.running_guest(name)
-        if guest.kind == "native":
-            why = f"guest {name} is a native one, a Python program without an agent: tv dmesg {name} shows its console"
-            raise Refused(Status.EINVAL, why)
-        return guest
+        """The guest of that name, if it is one that runs commands and is not paused. Refuses a native one (EINVAL)."""
+        return _with_linux(await self.running_guest(name))
+
+    async def guest_with_console(self, name: str) -> DomainInfo:
+        """The guest of that name, if it is one to type at, paused or not. Refuses a native one (EINVAL)."""
+        return _with_linux(await self.living_guest(name))
+
+    async def console_driver(self) -> DriverInfo:
+        """The driver domain that serves consoles. Refuses ENOENT."""
+        drivers = _convert((await self._domain.call(SysctlDrivers)).value, list[DriverInfo])
+        driver = next((driver for driver in drivers if driver.device == "console"), None)
+        if driver is None:
+            raise Refused(
+                Status.ENOENT, 'no driver serves consoles: the boot manifest has none with device = "console"'
+            )
+        return driver
 
     async def _domains(self) -> list[DomainInfo]:
         return _infos((await self._domain.call(DomctlGetInfo)).value)
@@ -158,6 +176,13 @@ class Toolstack:
         return reason is not ShutdownReason.REBOOT or now.state is not DomainState.STARTING
 
 
+def _with_linux(guest: DomainInfo) -> DomainInfo:
+    if guest.kind == "native":
+        name, what = guest.name, "a native one, a Python program with no terminal and no agent"
+        raise Refused(Status.EINVAL, f"guest {name} is {what}: tv dmesg {name} shows what it prints")
+    return guest
+
+
 def _paused(guest: DomainInfo) -> Refused:
     """Nothing can be asked of a guest that stands still: why it does, and what lets it go on."""
     drivers = [name for name in guest.paused_for if name != "dom0"]
@@ -168,7 +193,11 @@ def _paused(guest: DomainInfo) -> Refused:
 
 
 def _infos(value: Any) -> list[DomainInfo]:
+    return _convert(value, list[DomainInfo])
+
+
+def _convert(value: Any, kind: type[T]) -> T:
     try:
-        return msgspec.convert(value, list[DomainInfo])
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise KernelBug(f"DomctlGetInfo was answered with something else: {error}") from error
+        raise KernelBug(f"the hypervisor answered with something else: {error}") from error

@@ -6,6 +6,7 @@ from typing import NoReturn
 import trio
 
 from domains.frontends.backing import size_of_rings
+from domains.frontends.console_ring import ConsoleRing
 from domains.guests.commands import Commands
 from domains.guests.console import Console
 from domains.guests.disks import Disks
@@ -20,6 +21,7 @@ from domains.runtime.numbers import Numbers
 from kernel.abi.guest_io import AGENT_PORT
 from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, PauseDone, SchedShutdown, ShutdownReason
 from kernel.abi.ids import ANY_GENERATION, DOM0, Peer
+from kernel.abi.io.ring import Sealed
 from kernel.abi.packet import close_all
 from kernel.abi.roles import GuestStart
 from kernel.abi.status import Refused
@@ -27,6 +29,7 @@ from kernel.abi.upcalls import (
     BackendActive,
     BackendOffered,
     BackendWithdrawn,
+    ConsoleBackend,
     EvtchnConnected,
     PauseRequested,
     PeerDied,
@@ -57,17 +60,18 @@ REASONS = {
 class Actor:
     """One incarnation of a guest, or what goes on in place of an actor that died."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery, start: GuestStart) -> None:
+    def __init__(self, domain: Domain, nursery: trio.Nursery, start: GuestStart, console_out: Sealed) -> None:
+        """`console_out`: the memory of the console's ring, which each actor of a guest has."""
         self._domain = domain
         self._nursery = nursery
         self._start = start
         self._reaper = Channel(domain.descriptors["reaper"])
         notes = Notes(domain.descriptors["notes"])
-        self._console = Console(domain.descriptors["console-line"], domain.descriptors["console"], notes)
         first = domain.life % LIVES_TOLD_APART * NUMBERS_OF_ONE
-        ports = Numbers(first=first + AGENT_PORT + 1)
+        ports, refs = Numbers(first=first + AGENT_PORT + 1), Numbers(first=first + 1)
         self._commands = Commands(domain, nursery, domain.descriptors["agent-line"], ports, notes)
-        ring_bytes, refs = size_of_rings(start.config.memory, len(start.vbds)), Numbers(first=first + 1)
+        self._console = Console(domain, nursery, self._commands, notes, ConsoleRing(console_out), ports, refs)
+        ring_bytes = size_of_rings(start.config.memory, len(start.vbds))
         self._disks = Disks(domain, nursery, start.vbds, ring_bytes, ports, refs, self._broke_the_rules)
         self._standing = Standing(Mconsole(MCONSOLE, f"{UML_DIR}/own.{domain.life}."))
 
@@ -80,6 +84,7 @@ class Actor:
         _leave_cpu(self._start.cpu)
         self._nursery.start_soon(self._take_upcalls)
         self._disks.start()
+        self._console.start()
         failed = await self._begin()
         self._nursery.start_soon(self._commands.serve)
         exit_ = failed or await self._follow_system()
@@ -171,10 +176,15 @@ class Actor:
             case EvtchnConnected(port=port, peer=peer) if port == AGENT_PORT:
                 self._commands.take_orders_from(descriptors.pop(0), peer)
             case EvtchnConnected(port=port):
-                if self._disks.xenbus.connected(port, descriptors[0]):
+                bells = (self._disks.xenbus.connected, self._console.connected)
+                if any(connected(port, descriptors[0]) for connected in bells):
                     descriptors.pop(0)
             case PeerDied(peer=peer) if peer.domid == DOM0:
                 await self._open_agent_port()
+            case PeerDied(peer=peer):
+                self._console.peer_died(peer)
+            case ConsoleBackend(backend=backend):
+                await self._console.serve_by(backend)
             case ShutdownRequested(reason=reason):
                 self._commands.shut_down(reason)
             case PauseRequested():

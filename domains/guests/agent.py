@@ -13,7 +13,18 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
+from domains.guests.agent_events import (
+    ConsoleLook,
+    Event,
+    Exited,
+    Failed,
+    Faulted,
+    InputTaken,
+    Lost,
+    Output,
+    Ready,
+    Stopping,
+)
 from domains.guests.agent_frames import (
     CREDIT_BYTES,
     HEADER,
@@ -22,6 +33,7 @@ from domains.guests.agent_frames import (
     LINE_WINDOW,
     MAGIC,
     MAX_COMMANDS,
+    MAX_LOOKS,
     OUTPUT_WINDOW,
     VERSION,
     WHOLE_BYTES,
@@ -94,6 +106,8 @@ class AgentSession:
         self._commands: dict[CommandId, _Command] = {}
         self._last_id = 0
         self._nonce = life << LIFE_SHIFT
+        self.looks = 0
+        """Looks at the console that were not answered."""
         if known:
             self.resync()
 
@@ -173,10 +187,21 @@ class AgentSession:
             raise Refused(Status.EAGAIN, f"the guest's agent is {self._state.name.lower()}")
         self._send(To.SHUTDOWN, 0, struct.pack("<BI", mode, grace_ms))
 
+    def look_at_console(self, rows: int = 0, columns: int = 0) -> None:
+        """Have a `ConsoleLook` come, and before it the console's window be so large. One that is lost with an agent
+        never comes. Refuses EAGAIN before READY, and while many are unanswered."""
+        if self._state is not _State.READY:
+            raise Refused(Status.EAGAIN, f"the guest's agent is {self._state.name.lower()}")
+        if self.looks >= MAX_LOOKS:
+            raise Refused(Status.EAGAIN, f"{MAX_LOOKS} looks at the console are unanswered")
+        self.looks += 1
+        self._send(To.CONSOLE, 0, struct.pack("<HH", rows, columns))
+
     def resync(self) -> list[Event]:
         """Start anew: all commands are lost and killed, and nothing is heard until the READY that answers this."""
         self._state = _State.SYNCING
         self._nonce += 1
+        self.looks = 0
         self._incoming.clear()
         self._outgoing.clear()
         self._send_hello()
@@ -299,6 +324,8 @@ class AgentSession:
             case From.GOT:
                 self._on_got(int.from_bytes(payload, "little"))
                 return []
+            case From.CONSOLE:
+                return [self._on_console(payload)]
         known = self._commands.get(command)
         if known is None:
             raise _GuestFault("a frame for a command that does not run", kind=kind.name, command=command)
@@ -330,6 +357,12 @@ class AgentSession:
     def _on_got(self, size: int) -> None:
         """One that tells of more than we sent only harms its own line."""
         self._line_room = min(LINE_WINDOW, self._line_room + size)
+
+    def _on_console(self, payload: bytes) -> ConsoleLook:
+        if not self.looks or payload[4] > 1:
+            raise _GuestFault("bad CONSOLE from the agent", looks=self.looks, payload=payload.hex())
+        self.looks -= 1
+        return ConsoleLook(int.from_bytes(payload[:4], "little"), bool(payload[4]))
 
     def _on_stopping(self, payload: bytes) -> list[Event]:
         if payload[0] not in ShutdownMode._value2member_map_:

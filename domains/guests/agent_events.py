@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from domains.guests.agent_frames import CommandId, OutputStream, ShutdownMode
 
-__all__ = ["Event", "Exited", "Failed", "Faulted", "InputTaken", "Lost", "Output", "Ready", "Stopping"]
+__all__ = ["ConsoleLook", "Event", "Exited", "Failed", "Faulted", "InputTaken", "Lost", "Output", "Ready", "Stopping"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,15 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsoleLook:
+    """Of the console's input nobody has read so much, or more; 0 is certain. `by_lines`: a line that has not ended does
+    not count."""
+
+    unread: int
+    by_lines: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The guest goes down; nothing more comes."""
 
@@ -78,4 +87,4 @@ class Faulted:
     by_us: bool = False
 
 
-Event = Ready | Output | InputTaken | Exited | Failed | Lost | Stopping | Faulted
+Event = Ready | ConsoleLook | Output | InputTaken | Exited | Failed | Lost | Stopping | Faulted

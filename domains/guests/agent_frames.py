@@ -9,8 +9,8 @@ from kernel.abi.status import Refused, Status
 
 __all__ = [
     "CHUNK_BYTES", "CREDIT_BYTES", "HEADER", "INPUT_BYTES", "INPUT_WINDOW", "LINE_WINDOW", "MAGIC", "MAX_COMMANDS",
-    "OUTPUT_WINDOW", "VERSION", "WHOLE_BYTES", "CommandId", "From", "OutputStream", "ShutdownMode", "To", "fits",
-    "pack_frame", "pack_start",
+    "MAX_LOOKS", "OUTPUT_WINDOW", "VERSION", "WHOLE_BYTES", "CommandId", "From", "OutputStream", "ShutdownMode", "To",
+    "fits", "pack_frame", "pack_start",
 ]  # fmt: skip
 
 CommandId = NewType("CommandId", int)
@@ -25,6 +25,9 @@ CREDIT_BYTES = OUTPUT_WINDOW // 2
 
 INPUT_WINDOW = 16 * 1024
 MAX_COMMANDS = 64
+MAX_LOOKS = 8
+"""At the console, unanswered: so many wait for a guest that is paused."""
+
 MAX_START_BYTES = 32 * 1024
 MAX_ARGUMENTS = 1024
 VERSION = 1
@@ -55,6 +58,7 @@ class To(enum.IntEnum):
     SIGNAL = 0x05
     CREDIT = 0x06
     SHUTDOWN = 0x07
+    CONSOLE = 0x08
 
 
 class From(enum.IntEnum):
@@ -69,6 +73,7 @@ class From(enum.IntEnum):
     STOPPING = 0x87
     ERROR = 0x88
     GOT = 0x89
+    CONSOLE = 0x8A
 
 
 _LENGTHS = {
@@ -81,6 +86,7 @@ _LENGTHS = {
     From.STOPPING: (1, 1),
     From.ERROR: (0, _MAX_TEXT),
     From.GOT: (4, 4),
+    From.CONSOLE: (5, 5),
 }
 """What a payload's length may be."""
 

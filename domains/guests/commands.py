@@ -11,9 +11,20 @@ import msgspec
 import trio
 
 from domains.guests.agent import AgentSession
-from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
+from domains.guests.agent_events import (
+    ConsoleLook,
+    Event,
+    Exited,
+    Failed,
+    Faulted,
+    InputTaken,
+    Lost,
+    Output,
+    Ready,
+    Stopping,
+)
 from domains.guests.agent_frames import CommandId, ShutdownMode
-from domains.guests.notes import Notes
+from domains.guests.notes import Note, Notes
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
@@ -48,6 +59,9 @@ SHUTDOWN_GRACE_MS = 2000
 NOT_RUNNABLE, NOT_FOUND = 126, 127
 """Exit status of a command that could not be run, as a shell gives it."""
 
+LOOK_S = 5.0
+"""For the agent to look at the console: it does nothing that waits, but a guest may be busy."""
+
 READ_BYTES = 65536
 
 MODES = {ShutdownReason.REBOOT: ShutdownMode.REBOOT}
@@ -78,10 +92,13 @@ class Commands:
         self._agent = trio.socket.from_stdlib_socket(socket.socket(fileno=line))
         self._ports = ports
         self._notes = notes
-        self._session = AgentSession(life=domain.life, known=notes.agent_was_ready)
+        self._session = AgentSession(life=domain.life, known=bool(notes[Note.AGENT_READY]))
         self._ready = trio.Event()
         self._to_send = trio.Event()
         self._running: dict[CommandId, _Running] = {}
+        self._looking = trio.Lock()
+        self._looked = trio.Event()
+        self._look: ConsoleLook | None = None
 
     async def serve(self) -> None:
         """Carry frames to and from the guest's agent, until the guest's end of the line closes."""
@@ -102,6 +119,30 @@ class Commands:
     def shut_down(self, reason: ShutdownReason) -> None:
         """Have the guest power off or reboot, as soon as its agent is there to be asked."""
         self._nursery.start_soon(self._shut_down, MODES.get(reason, ShutdownMode.POWEROFF))
+
+    @property
+    def had_agent(self) -> bool:
+        """The guest's agent has come up, whatever became of it."""
+        return bool(self._notes[Note.AGENT_READY])
+
+    async def ready(self) -> None:
+        """Wait until the guest's agent has come up."""
+        await self._ready.wait()
+
+    async def look_at_console(self, rows: int = 0, columns: int = 0) -> ConsoleLook:
+        """How much of the console's input nobody has read; before that, make its window so large.
+
+        Refuses EAGAIN where there is no agent, ETIMEDOUT where it does not answer.
+        """
+        async with self._looking:
+            self._look, self._looked = None, trio.Event()
+            self._session.look_at_console(rows, columns)
+            self._to_send.set()
+            with trio.move_on_after(LOOK_S):
+                await self._looked.wait()
+            if self._look is None:
+                raise Refused(Status.ETIMEDOUT, f"the guest's agent did not look at the console within {LOOK_S:g} s")
+            return self._look
 
     async def _shut_down(self, mode: ShutdownMode) -> None:
         await self._ready.wait()
@@ -128,9 +169,12 @@ class Commands:
         for event in events:
             match event:
                 case Ready(release=release, boot_id=boot_id, trouble=trouble):
-                    self._notes.note_agent_ready()
+                    self._notes[Note.AGENT_READY] = 1
                     self._domain.log.info("guest.ready", release=release, boot_id=boot_id, trouble=trouble)
                     self._ready.set()
+                case ConsoleLook() if not self._session.looks:
+                    self._look = event
+                    self._looked.set()
                 case Stopping(mode=mode):
                     self._domain.log.info("guest.stopping", mode=mode.name.lower())
                 case Faulted(what=what, evidence=evidence, by_us=by_us):

@@ -1,36 +1,40 @@
-"""What a guest's actor notes for its successor, in memory that outlives it: the console's last words, and whether the
-agent has ever been ready."""
+"""What a guest's actor notes for its successor, in memory that outlives it: whether the agent has ever been ready, and
+how far the console's bytes have come."""
 
+import enum
 import mmap
 
-__all__ = ["Notes"]
+__all__ = ["Note", "Notes"]
 
-_READY_AT, _LENGTH_AT, _TEXT_AT = 0, 8, 16
+
+class Note(enum.IntEnum):
+    """The words, each a u64 that is stored whole. 0 at first."""
+
+    AGENT_READY = 0
+    PICKED = 1
+    """How many of the guest's bytes were taken from its line. Those beyond the ring's `prod` are in the ring all the
+    same, and in the console's sluice what of them is not yet in the keeper's pipe."""
+    TYPING = 2
+    """`taken` once the keys in their sluice count. 0: there are none."""
+    ROOM = 3
+    """What is known of the guest's input line (`LineRoom.pack`)."""
+    ROOM_AFTER = 4
+    """The same with the keys that `TYPING` tells of."""
+    SEEN = 5
+    WATCHERS = 6
+    WRITER = 7
+    """What the console's backend said last (`consif.SEEN` …)."""
 
 
 class Notes:
-    """Each actor maps the same memory, one at a time. A text that a death cut short is of two halves, new and old."""
+    """Each actor maps the same memory, one at a time."""
 
     def __init__(self, descriptor: int) -> None:
         """The descriptor stays the caller's."""
-        self._memory = mmap.mmap(descriptor, 0)
-        self._room = len(self._memory) - _TEXT_AT
+        self._words = memoryview(mmap.mmap(descriptor, 0)).cast("Q")
 
-    @property
-    def agent_was_ready(self) -> bool:
-        return self._memory[_READY_AT] != 0
+    def __getitem__(self, note: Note) -> int:
+        return self._words[note]
 
-    def note_agent_ready(self) -> None:
-        self._memory[_READY_AT] = 1
-
-    @property
-    def last_words(self) -> bytes:
-        """As noted last."""
-        length = int.from_bytes(self._memory[_LENGTH_AT:_TEXT_AT], "little")
-        return self._memory[_TEXT_AT : _TEXT_AT + min(length, self._room)]
-
-    def note_last_words(self, text: bytes) -> None:
-        """The last bytes of what the console said, as many as there is room for."""
-        text = text[-self._room :]
-        self._memory[_TEXT_AT : _TEXT_AT + len(text)] = text
-        self._memory[_LENGTH_AT:_TEXT_AT] = len(text).to_bytes(_TEXT_AT - _LENGTH_AT, "little")
+    def __setitem__(self, note: Note, value: int) -> None:
+        self._words[note] = value

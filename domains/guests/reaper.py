@@ -35,7 +35,7 @@ __all__ = [
 CONSOLE_FD, AGENT_FD, RAMDISK_FD = 3, 4, 5
 """Their numbers in the operating system's process."""
 
-NOTES_BYTES = 8192
+NOTES_BYTES = 4096
 """Of the memory in which an actor notes what its successor is to know."""
 
 SIGNAL_BASE = 128
@@ -96,9 +96,9 @@ def become_reaper(descriptors: dict[str, int], vbds: list[GuestVbd]) -> int:
     """Fork, now and whenever an actor has died; the parent never returns. In each child, a guest's actor, give how many
     there were before it; `descriptors` has besides what it had:
 
-    `reaper`: a channel to the parent. `console-line`, `agent-line`: our ends of these lines. `notes`: memory for what a
-    successor is to know. `vhost.VDEV`, `in-flight.VDEV` for each vbd: a line to the keeper of its connection, and its
-    queue's table.
+    `reaper`: a channel to the parent. `console-line`, `agent-line`: our ends of these lines. `said.read`, `said.write`,
+    `typed.read`, `typed.write`: sluices of the console's. `notes`: memory for what a successor is to know.
+    `vhost.VDEV`, `in-flight.VDEV` for each vbd: a line to the keeper of its connection, and its queue's table.
     """
     return _Reaper(descriptors, vbds).run()
 
@@ -119,6 +119,9 @@ class _Reaper:
         for name, number in (("console-line", CONSOLE_FD), ("agent-line", AGENT_FD)):
             ours, self._guests_ends[number] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             descriptors[name] = ours.detach()
+        for sluice in ("said", "typed"):
+            ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptors[f"{sluice}.read"], descriptors[f"{sluice}.write"] = ends
         descriptors["notes"] = _memory("notes", NOTES_BYTES)
         self._custodies: dict[str, Custody] = {}
         for vbd in vbds:

@@ -3,6 +3,7 @@
 One connection is one request: one packet with one message, answered by any number of `Part`s and then one `Answer`.
 A value that is too long for a packet comes in `Part`s, which are its msgpack, and the `Answer` has none.
 After the OK to an `AdminExec` the connection carries `guest_io.ExecMessage`s, and ends with an `ExecEnded`.
+After the OK to an `AdminConsole` the console driver has it, and it carries `console_io.ConsoleMessage`s.
 The hypervisor has checked the peer's uid before Dom0 sees the connection.
 """
 
@@ -13,10 +14,11 @@ from msgspec import Meta, Struct
 from kernel.abi.codec import PART_BYTES
 from kernel.abi.guest_config import GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
-from kernel.abi.ids import Name
+from kernel.abi.ids import U63, Generation, Name
 from kernel.abi.status import Status
 
 __all__ = [
+    "AdminConsole",
     "AdminCreate",
     "AdminDestroy",
     "AdminDmesg",
@@ -111,6 +113,23 @@ class AdminRestart(Struct, tag=0x12, array_like=True, frozen=True, forbid_unknow
     driver: Name
 
 
+class AdminConsole(Struct, tag=0x14, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Watch a guest's console, and type. The fields are those of `ConsoleAttach`; a return names the `generation` that
+    it left. Value: the guest's generation.
+
+    Errors: ENOENT no such guest, EHOSTDOWN it is not running, ESTALE another generation runs, EAGAIN no console driver
+    serves now.
+    """
+
+    name: Name
+    tail: Annotated[int, Meta(ge=0, le=262144)] = 0
+    keyboard: U63 = 0
+    at: U63 | None = None
+    generation: Generation | None = None
+    steal: bool = False
+    watch: bool = False
+
+
 class Part(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A piece of a long answer."""
 
@@ -138,5 +157,6 @@ AdminRequest = (
     | AdminPause
     | AdminUnpause
     | AdminRestart
+    | AdminConsole
 )
 AdminReply = Part | Answer

@@ -144,7 +144,8 @@ class DomainInfo(Struct, frozen=True):
 
 
 class DriverInfo(Struct, frozen=True):
-    """One driver domain: its active incarnation, its standby, how often and why it was restarted, what it serves."""
+    """One driver domain: its active incarnation, its standby, how often and why it was restarted, what it serves.
+    `device`: "vbd" or "console"."""
 
     name: str
     domid: DomId
@@ -157,3 +158,4 @@ class DriverInfo(Struct, frozen=True):
     last_death: str
     jail: str
     vbds: list[VbdInfo]
+    device: str = "vbd"

@@ -20,6 +20,8 @@ __all__ = [
     "DESCRIPTORS",
     "Access",
     "ChannelKind",
+    "ConsoleConnect",
+    "ConsoleFault",
     "DomctlCreate",
     "DomctlDestroy",
     "DomctlGetInfo",
@@ -289,6 +291,35 @@ class XenbusFault(Struct, tag=0x2A, array_like=True, frozen=True, forbid_unknown
     evidence: Detail
 
 
+class ConsoleConnect(Struct, tag=0x2B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The caller's console ring for one incarnation of the console driver.
+
+    Caller:  a guest.
+    Promise: the driver is told by `ConsoleRing`.
+    Errors:  ESTALE that incarnation has ended, or serves no more, EEXIST it was given a ring already.
+    """
+
+    request: Request
+    backend: Peer
+    out_ref: Ref
+    in_ref: Ref
+    port: PortNumber
+
+
+class ConsoleFault(Struct, tag=0x2C, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The other end of a console ring broke its rules; `what` and `evidence` go to the log.
+
+    Caller:  either end, about the other end.
+    Promise: as for `XenbusFault`.
+    Errors:  ENOENT no console ring of the caller's with that peer, ESTALE the accused has ended already.
+    """
+
+    request: Request
+    peer: Peer
+    what: Detail
+    evidence: Detail
+
+
 class XenbusStalled(Struct, tag=0x2D, array_like=True, frozen=True, forbid_unknown_fields=True):
     """The backend of a vbd has owed an answer for a while: see whether it lives. To say so of a slow one is no wrong.
 
@@ -441,6 +472,8 @@ Hypercall = (
     | XenbusConnect
     | XenbusConnected
     | XenbusFault
+    | ConsoleConnect
+    | ConsoleFault
     | XenbusStalled
     | DomctlCreate
     | DomctlDestroy

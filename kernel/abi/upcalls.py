@@ -15,6 +15,8 @@ __all__ = [
     "BackendActive",
     "BackendOffered",
     "BackendWithdrawn",
+    "ConsoleBackend",
+    "ConsoleRing",
     "DriverGivenUp",
     "EvtchnConnected",
     "Misbehave",
@@ -172,6 +174,23 @@ class BackendWithdrawn(Struct, tag=0x9B, array_like=True, frozen=True, forbid_un
     backend: Peer
 
 
+class ConsoleBackend(Struct, tag=0x9C, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a guest: this incarnation serves consoles now, and every one before it is gone. Make a ring for it:
+    `ConsoleConnect`."""
+
+    backend: Peer
+
+
+class ConsoleRing(Struct, tag=0x9D, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the console driver: a guest's console ring for you. Map both grants, bind the port."""
+
+    frontend: Peer
+    name: str
+    out_ref: GrantRef
+    in_ref: GrantRef
+    port: Port
+
+
 class AdminConnection(Struct, tag=0xA0, array_like=True, frozen=True, forbid_unknown_fields=True):
     """To Dom0: an administrator whose uid the hypervisor has checked. Carries the connection, one descriptor."""
 
@@ -212,6 +231,8 @@ Upcall = (
     | VbdConnected
     | BackendActive
     | BackendWithdrawn
+    | ConsoleBackend
+    | ConsoleRing
     | AdminConnection
     | DriverGivenUp
     | Misbehave

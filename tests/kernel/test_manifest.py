@@ -2,13 +2,14 @@
 
 import pytest
 
-from kernel.manifest import DEFAULT_MANIFEST, ManifestError, load_manifest, parse_cpus
+from kernel.manifest import DEFAULT_MANIFEST, Device, ManifestError, load_manifest, parse_cpus
 
 
 def test_the_default_manifest_says_what_the_code_would_do_without_it():
     manifest = load_manifest(DEFAULT_MANIFEST)
-    (driver,) = manifest.driver
-    assert (driver.name, driver.role, driver.standby) == ("blkback", "drivers.blkback.main", True)
+    disks, consoles = manifest.driver
+    assert (disks.name, disks.role, disks.standby) == ("blkback", "drivers.blkback.main", True)
+    assert (consoles.role, consoles.device, consoles.standby) == ("drivers.console.main", Device.CONSOLE, False)
     assert manifest.faults is False
 
 
@@ -22,6 +23,13 @@ def test_the_default_manifest_says_what_the_code_would_do_without_it():
         ("driver = []\nfaults = 'yes'\n", "$.faults"),
         ("driver = [{name = 'b', role = 'x'}, {name = 'b', role = 'x'}]\n", "'b' is taken"),
         ("driver = [{name = 'dom0', role = 'x'}]\n", "'dom0' is taken"),
+        ("driver = [{name = 'b', role = 'x', device = 'tape'}]\n", "tape"),
+        ("driver = [{name = 'b', role = 'x', device = 'console'}]\n", "standby = false"),
+        (
+            "driver = [{name = 'a', role = 'x', device = 'console', standby = false}, "
+            "{name = 'b', role = 'x', device = 'console', standby = false}]\n",
+            "one driver at most",
+        ),
         ("driver = [{name = 'b', role = 'x', restart = {max_deaths = 0}}]\n", "max_deaths"),
     ],
 )

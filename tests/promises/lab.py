@@ -18,6 +18,17 @@ DRIVER = "blkback"
 UNLIMITED = "{ free_deaths = 1000000, max_deaths = 1000000 }"
 """Never a back-off: recovery is tested, not patience."""
 
+CONSOLE = """
+[[driver]]
+name = "console"
+role = "drivers.console.main"
+device = "console"
+standby = false
+restart = {restart}
+heartbeat = {{ interval_s = 0.1, deadline_s = 1.0, idle_s = 1.0 }}
+"""
+"""Beside the driver that a test is about."""
+
 GONE_S = 1.0
 """For the last process of a hypervisor to be gone after it."""
 ROOT = Path(__file__).parents[2]
@@ -81,6 +92,8 @@ def manifest(
     guests: str = "",
     native: str = "",
     shutdown_grace_s: float = 5.0,
+    console: bool = False,
+    console_restart: str = UNLIMITED,
 ) -> str:
     """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
     return f"""
@@ -95,7 +108,7 @@ restart = {restart}
 heartbeat = {heartbeat}
 address_space = {address_space}
 options = {options}
-
+{CONSOLE.format(restart=console_restart) if console else ""}
 [guests]
 {guests}
 

@@ -93,11 +93,15 @@ def test_tv_shows_it_as_any_guest(lab, tmp_path, images):
     assert is_gone(lab, "shown")
 
 
-def test_commands_are_refused_with_what_there_is_instead(lab, tmp_path):
+def test_commands_and_keys_are_refused_with_what_there_is_instead(lab, tmp_path):
     create(lab, native(tmp_path, "mute", WAITS))
-    with pytest.raises(TvError, match="without an agent: tv dmesg mute shows its console") as refusal:
+    why = "no terminal and no agent: tv dmesg mute shows what it prints"
+    with pytest.raises(TvError, match=why) as refusal:
         lab.client.exec("mute", ["true"])
     assert refusal.value.status is Status.EINVAL
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        tv(lab, "console", "mute")
+    assert why in failed.value.stderr
 
 
 def test_a_shutdown_cancels_main_which_may_tidy_up(lab, tmp_path, images):

@@ -15,7 +15,7 @@ from kernel.abi.guest_config import DomainState
 from kernel.abi.status import Refused, Status
 from tests.domains.dom0.asking import until
 from tests.domains.dom0.fake_hypervisor import domain_info
-from triovisor.render import state_slots
+from triovisor.render import state_slots, visible
 
 TV = [sys.executable, "-m", "triovisor.cli"]
 
@@ -250,3 +250,20 @@ async def test_info_says_for_whom_a_guest_stands_still(hypervisor, tv):
     hypervisor.add_guest(state=DomainState.PAUSED, paused_for=["dom0", "blkback"])
     about = (await tv("info", "web")).stdout.decode()
     assert "state                  : paused\npaused_for             : dom0, blkback\n" in about
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (b"plain\r\n\ttext\n", "plain\n\ttext\n"),
+        (b"\x1b[2J\x07", "^[[2J^G"),
+        (b"good\rbad", "good^Mbad"),
+        (b"\x7f\x00", "^?^@"),
+        (b"\xc2\x9b31m", "\\x9b31m"),
+        (b"\x9b\xff", "\\x9b\\xff"),
+        ("\u202etxt".encode(), "\\u202etxt"),
+        ("für – 漢".encode(), "für – 漢"),
+    ],
+)
+def test_what_a_guest_wrote_is_shown_without_steering_a_terminal(written, shown):
+    assert visible(written) == shown

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domains.guests.agent import AgentSession
-from domains.guests.agent_events import Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
+from domains.guests.agent_events import ConsoleLook, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
 from domains.guests.agent_frames import (
     HEADER,
     INPUT_BYTES,
     INPUT_WINDOW,
     LINE_WINDOW,
+    MAX_LOOKS,
     OUTPUT_WINDOW,
     CommandId,
     OutputStream,
@@ -234,3 +235,35 @@ def test_nothing_that_a_guest_sends_breaks_the_session(pieces):
         if isinstance(event, Exited | Failed | Lost):
             ends[event.command] += 1
     assert ends == dict.fromkeys(commands, 1)
+
+
+def test_a_look_at_the_console_is_asked_for_and_answered():
+    session, _ = running()
+    session.look_at_console(24, 80)
+    assert sent(session) == [(0x08, 0, struct.pack("<HH", 24, 80))]
+    assert session.looks == 1
+    assert session.receive(frame(0x8A, 0, struct.pack("<IB", 7, 1))) == [ConsoleLook(7, True)]
+    assert session.looks == 0
+
+
+@pytest.mark.parametrize("payload", [struct.pack("<IB", 7, 1), struct.pack("<IB", 7, 2)])
+def test_a_look_that_nobody_asked_for_or_that_cannot_be_is_a_fault(payload):
+    session, _ = running()
+    if payload[4] == 2:
+        session.look_at_console()
+    assert isinstance(session.receive(frame(0x8A, 0, payload))[0], Faulted)
+
+
+def test_before_the_agent_is_ready_nobody_looks():
+    with pytest.raises(Refused):
+        AgentSession().look_at_console()
+
+
+def test_a_guest_that_answers_no_look_is_asked_only_so_many_times():
+    session, _ = running()
+    for _ in range(MAX_LOOKS):
+        session.look_at_console()
+    with pytest.raises(Refused):
+        session.look_at_console()
+    session.receive(frame(0x8A, 0, struct.pack("<IB", 7, 1)))
+    session.look_at_console()

@@ -29,6 +29,7 @@ GOLDEN = [
     (admin.AdminPause("web"), "9210a3776562"),
     (admin.AdminUnpause("web"), "9211a3776562"),
     (admin.AdminRestart("blk"), "9212a3626c6b"),
+    (admin.AdminConsole("web", 256, 7, 300, Generation(2), True), "9814a3776562cd010007cd012c02c3c2"),
     (admin.Part(b"\x00\xff"), "9220c40200ff"),
     (admin.Answer(Status.ENOENT, None, "no"), "942102c0a26e6f"),
     (ExecOffer(7), "920107"),
@@ -83,6 +84,16 @@ requests = st.one_of(
     st.builds(admin.AdminPause, names),
     st.builds(admin.AdminUnpause, names),
     st.builds(admin.AdminRestart, names),
+    st.builds(
+        admin.AdminConsole,
+        names,
+        st.integers(0, 262144),
+        st.integers(0, 2**63 - 1),
+        st.none() | st.integers(0, 2**63 - 1),
+        st.none() | st.integers(1, 0xFFFF_FFFF).map(Generation),
+        st.booleans(),
+        st.booleans(),
+    ),
 )
 words = st.binary(max_size=40)
 exec_messages = st.one_of(
@@ -146,6 +157,9 @@ def test_a_chunk_of_output_fits_a_packet_with_room():
         [0x04, "web", 0, -1.0],
         [0x09, "blk", "hang", 0],
         [0x09, "blk", "hang", 2**32],
+        [0x14, "web", 262145],
+        [0x14, "web", 0, 2**63],
+        [0x14, "web", 0, 0, -1],
         [0x01, 1],
         [0x03, {"name": "web", "memory": 8}],
         [0x03, {"name": "web", "unknown": 1}],

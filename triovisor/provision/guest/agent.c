@@ -18,10 +18,15 @@
  *   0x05 SIGNAL   u32 signal, to its process group     0x86 CREDIT   u32 bytes of input taken
  *   0x06 CREDIT   u8 stream 1|2, u32 bytes taken       0x87 STOPPING u8 mode: nothing more comes
  *   0x07 SHUTDOWN u8 mode, u32 grace in ms             0x88 ERROR    text: you broke the protocol
- *                                                      0x89 GOT      u32 bytes read from the line
+ *   0x08 CONSOLE  u16 rows, u16 columns, or 0, 0       0x89 GOT      u32 bytes read from the line
+ *                                                      0x8A CONSOLE  u32 bytes unread, u8 by lines?
  *
  * The line: at most LINE_WINDOW bytes may be on their way to the guest that GOT has not told of. A tty buffers 4 KiB, and
  * User-Mode Linux 6.1 never reads a line again that its tty once throttled (arch/um/drivers/line.c, line_unthrottle).
+ *
+ * CONSOLE sets the size of the console's window, where one is given, and is answered with how much of its input nobody
+ * has read. 0 is certain, and more may be too few: n_tty's poll waits for what is on its way only where nothing has come.
+ * A tty that reads by lines (ICANON) does not count a line that has not ended.
  *
  * Windows: at most OUTPUT_WINDOW bytes of each output stream, and INPUT_WINDOW of input, are sent and not yet taken.
  * So a reader that does not read stops its own stream and no other.
@@ -47,6 +52,7 @@
 #include <sys/signalfd.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "programs.h"
@@ -59,8 +65,8 @@ enum { COMMANDS = 64, ARGUMENTS = 1024 };
 enum { CONTROL_ROOM = 16 * 1024 }; /* the line's queue always has room for every command's control frames */
 enum { QUEUE = 48 * 1024 };
 enum { STOPPING_WAIT_MS = 500 }; /* a host that does not read does not keep the guest up */
-enum { HELLO = 1, START, STDIN, INPUT_EOF, SIGNAL, CREDIT, SHUTDOWN };
-enum { READY = 0x81, FAILED, STDOUT, STDERR, EXIT, TAKEN, STOPPING, ERROR, GOT };
+enum { HELLO = 1, START, STDIN, INPUT_EOF, SIGNAL, CREDIT, SHUTDOWN, CONSOLE };
+enum { READY = 0x81, FAILED, STDOUT, STDERR, EXIT, TAKEN, STOPPING, ERROR, GOT, CONSOLE_LOOK };
 
 struct output {
 	int fd;          /* -1: ended */
@@ -82,7 +88,7 @@ struct command {
 static struct command commands[COMMANDS];
 static unsigned char inputs[COMMANDS][INPUT_WINDOW];
 static unsigned turn; /* the command whose output goes first */
-static int line, signals;
+static int line, signals, console = -1;
 static bool deaf; /* the host broke the protocol: skip to its HELLO */
 static const char *trouble = "";
 
@@ -473,6 +479,39 @@ static void on_shutdown(const unsigned char *payload)
 	shut_down(payload[0], get32(payload + 1));
 }
 
+/* The console that the kernel prints to. */
+static int open_console(void)
+{
+	char names[64] = "", path[80];
+	int fd = open("/sys/class/tty/console/active", O_RDONLY | O_CLOEXEC);
+	ssize_t count = read(fd, names, sizeof names - 1);
+	close(fd);
+	names[count > 0 ? strcspn(names, "\n") : 0] = 0;
+	char *last = strrchr(names, ' ');
+	snprintf(path, sizeof path, "/dev/%s", last ? last + 1 : names);
+	return open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+}
+
+/* It is held open between looks, and opened again where its session has ended and hung it up. */
+static void on_console(const unsigned char *payload)
+{
+	struct winsize size = {.ws_row = get16(payload), .ws_col = get16(payload + 2)};
+	struct termios modes = {0};
+	int unread = 0;
+	if (console < 0 || ioctl(console, FIONREAD, &unread)) {
+		close_fd(&console);
+		console = open_console();
+	}
+	poll(&(struct pollfd){.fd = console, .events = POLLIN}, 1, 0); /* flushes what is on its way, where nothing has come */
+	ioctl(console, FIONREAD, &unread);
+	if (size.ws_row && size.ws_col)
+		ioctl(console, TIOCSWINSZ, &size);
+	tcgetattr(console, &modes);
+	unsigned char *at = frame(CONSOLE_LOOK, 0, 5);
+	put32(at, unread);
+	at[4] = (modes.c_lflag & ICANON) != 0;
+}
+
 /* What a payload's length may be, for each type from the host. */
 static bool length_fits(int type, uint32_t length)
 {
@@ -481,7 +520,7 @@ static bool length_fits(int type, uint32_t length)
 	case START: return length <= START_MAX;
 	case STDIN: return length >= 1 && length <= CHUNK;
 	case INPUT_EOF: return length == 0;
-	case SIGNAL: return length == 4;
+	case SIGNAL: case CONSOLE: return length == 4;
 	case CREDIT: case SHUTDOWN: return length == 5;
 	default: return false;
 	}
@@ -515,6 +554,8 @@ static void on_frame(int type, uint16_t id, unsigned char *payload, uint32_t len
 		on_start(id, payload, length);
 	} else if (type == SHUTDOWN) {
 		on_shutdown(payload);
+	} else if (type == CONSOLE) {
+		on_console(payload);
 	} else if (command) { /* a frame for a command whose EXIT is on its way is no fault */
 		on_command_frame(type, command, payload, length);
 	}

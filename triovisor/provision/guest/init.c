@@ -308,6 +308,16 @@ struct kept {
 	int64_t started_ms;
 };
 
+/* Takes the line that asked for a shell. What was typed after it is the shell's. */
+static void take_line(int console)
+{
+	char input[256];
+	ssize_t count;
+	do
+		count = read(console, input, sizeof input);
+	while (count > 0 && input[count - 1] != '\n');
+}
+
 /* Waits out RESPAWN_WAIT_MS for what ended sooner than that after its start. */
 static void pace(const struct kept *child)
 {
@@ -319,7 +329,7 @@ static void pace(const struct kept *child)
 /* Keeps the agent running and reaps orphans; with a console, keeps a shell ready there too. Never returns. */
 _Noreturn static void keep(int agent, int line, bool with_console)
 {
-	char path[80], input[256];
+	char path[80];
 	sigset_t children;
 	sigemptyset(&children);
 	sigaddset(&children, SIGCHLD);
@@ -352,8 +362,7 @@ _Noreturn static void keep(int agent, int line, bool with_console)
 			close(console);
 			console = -1;
 		} else if (watched[1].revents) {
-			while (read(console, input, sizeof input) > 0)
-				;
+			take_line(console);
 			shell = (struct kept){.started_ms = now_ms(), .pid = start_shell(path)};
 		}
 	}
