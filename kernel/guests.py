@@ -8,6 +8,7 @@ import trio
 
 from kernel.abi.guest_config import MIB, Action, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.packet import close_all
 from kernel.abi.roles import GuestStart, GuestVbd
 from kernel.abi.spawn import Jail
 from kernel.abi.status import Refused, Status
@@ -172,13 +173,20 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     reboot."""
     manifest = machine.manifest.guests
     vbds = machine.vbds.of_guest(guest.record.domid)
+    descriptors = _make_folder(machine, guest) if "mount" in machine.zygotes.missing else {}
+    try:
+        descriptors |= open_boot_files(manifest, guest.config)
+    except Refused:
+        close_all(list(descriptors.values()))
+        _remove_folder(machine, guest)
+        raise
     start = GuestStart(
         guest.config,
         [GuestVbd(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only) for vbd in vbds],
         guest.cpu,
         read_lpj(manifest),
+        str(guest.folder or ""),
     )
-    descriptors = open_boot_files(manifest, guest.config)
     memory_bytes = guest.config.memory * MIB
     jail = Jail(
         kind="guest",
@@ -198,11 +206,29 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     return incarnation
 
 
+def _make_folder(machine: Machine, guest: Guest) -> dict[str, int]:
+    """Where the guest can write in a jail that has no mounts, as its descriptor `folder`. Refuses ENOSPC."""
+    try:
+        guest.folder = machine.folders.make()
+        return {"folder": os.open(guest.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}
+    except OSError as error:
+        _remove_folder(machine, guest)
+        where = f"{error.filename}: {error.strerror}"
+        raise Refused(Status.ENOSPC, f"guest {guest.config.name}: {where}: make room in /dev/shm") from error
+
+
+def _remove_folder(machine: Machine, guest: Guest) -> None:
+    if guest.folder is not None:
+        machine.folders.remove(guest.folder)
+        guest.folder = None
+
+
 def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) -> None:
     """What the guest's `on_*` settings say, now that an incarnation of it has ended."""
     left = incarnation.ended_for in ("", OVERSTAYED)
     reason = incarnation.shutdown if incarnation.shutdown is not None and left else ShutdownReason.CRASH
     guest.incarnation = None
+    _remove_folder(machine, guest)
     frontend_went(machine, guest.record.domid)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN

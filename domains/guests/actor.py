@@ -37,8 +37,10 @@ __all__ = ["Actor"]
 CONSOLE_FD, AGENT_FD, RAMDISK_FD = 3, 4, 5
 """Their numbers in the operating system's process."""
 
-UML_DIR, UMID = "/run/uml", "guest"
-MCONSOLE = f"{UML_DIR}/{UMID}/mconsole"
+RUN, SHARED_MEMORY = "/run", "/dev/shm"
+"""Where the full jail has mounts for sockets and for the operating system's memory."""
+
+UMID = "guest"
 
 LAST_WORDS_S = 0.5
 """For the console to give what the kernel wrote before it ended. A helper that lives on may hold the line open."""
@@ -65,8 +67,10 @@ class Actor:
         ours, self._agents_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ports = Numbers(first=AGENT_PORT + 1)
         self._commands = Commands(domain, nursery, ours, ports)
-        self._standing = Standing(Mconsole(MCONSOLE, f"{UML_DIR}/own."))
-        self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules)
+        self._run = start.folder or RUN
+        uml_dir = f"{self._run}/uml"
+        self._standing = Standing(Mconsole(f"{uml_dir}/{UMID}/mconsole", f"{uml_dir}/own."))
+        self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules, self._run)
 
     async def beat(self) -> None:
         """Return once the block loop has turned."""
@@ -116,7 +120,7 @@ class Actor:
             initrd=f"/proc/self/fd/{RAMDISK_FD}",
             console_fd=CONSOLE_FD,
             agent_fd=AGENT_FD,
-            uml_dir=UML_DIR,
+            uml_dir=f"{self._run}/uml",
             umid=UMID,
             hostname=config.name,
             root=config.root or "",
@@ -127,10 +131,10 @@ class Actor:
 
     async def _order_start(self, argv: list[str]) -> None:
         """Hand the reaper the kernel and the ends of the guest's lines, which are then the guest's alone."""
-        os.mkdir(UML_DIR)
+        os.mkdir(f"{self._run}/uml")
         kernel, ramdisk = self._domain.descriptors["kernel"], self._domain.descriptors["ramdisk"]
         keep = {CONSOLE_FD: self._console.guests_end, AGENT_FD: self._agents_end}
-        start = OsStart(argv, [*keep, RAMDISK_FD], self._start.cpu)
+        start = OsStart(argv, [*keep, RAMDISK_FD], self._start.cpu, self._start.folder or SHARED_MEMORY)
         await self._reaper.send(encode_start(start), [kernel, *(end.fileno() for end in keep.values()), ramdisk])
         for end in keep.values():
             end.close()

@@ -34,10 +34,10 @@ class _Ring:
     port: Port
 
 
-def listen_for_guest(vbd: GuestVbd) -> tuple[str, socket.socket]:
-    """The vhost-user socket to which the guest's kernel connects for a disk: its path in the jail, and its
-    listening end."""
-    path = f"/run/{vbd.vdev}.sock"
+def listen_for_guest(vbd: GuestVbd, folder: str) -> tuple[str, socket.socket]:
+    """The vhost-user socket to which the guest's kernel connects for a disk: its path, in a folder of the jail, and
+    its listening end."""
+    path = f"{folder}/{vbd.vdev}.sock"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(path)
     listening.listen(1)
@@ -54,6 +54,7 @@ class Disks:
         vbds: list[GuestVbd],
         ports: Numbers,
         on_guest_fault: Callable[[str], None],
+        folder: str,
     ) -> None:
         self._domain = domain
         self._nursery = nursery
@@ -68,7 +69,7 @@ class Disks:
         self.paths: list[str] = []
         fronts = []
         for vbd in vbds:
-            path, listening = listen_for_guest(vbd)
+            path, listening = listen_for_guest(vbd, folder)
             self.paths.append(path)
             fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, listening))
         self.loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)

@@ -15,11 +15,14 @@ import msgspec
 from msgspec import Struct
 
 from domains.guests.uml import prepare_to_exec
+from domains.guests.undertaker import Undertaker, end_group
 from kernel.abi import packet
 
 __all__ = ["OsEnded", "OsStart", "become_reaper", "decode_ended", "encode_start"]
 
 SIGNAL_BASE = 128
+EXIT_UNATTENDED = 71
+"""EX_OSERR of sysexits.h."""
 
 
 class OsStart(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +35,8 @@ class OsStart(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     argv: list[str]
     keep: list[int]
     cpu: int
+    memory_folder: str
+    """Where its memory is a file: on a tmpfs from which code may be mapped."""
 
 
 class OsEnded(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +78,7 @@ class _Reaper:
         self._actor = actor
         self._link = link
         self._system: int | None = None
+        self._undertaker = None if os.getpid() == 1 else Undertaker.start()
         signal.signal(signal.SIGUSR2, lambda number, _frame: os.kill(actor, number))
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -104,9 +110,25 @@ class _Reaper:
     def _bury(self, pid: int, status: int) -> None:
         if pid == self._actor:
             os._exit(status if status >= 0 else SIGNAL_BASE - status)
+        if self._undertaker is not None and pid == self._undertaker.pid:
+            self._end_without_undertaker()
         if pid == self._system:
+            self._end_helpers(pid)
             self._system = None
             self._link.send(msgspec.msgpack.encode(OsEnded(status)))
+
+    def _end_helpers(self, system: int) -> None:
+        """The operating system's helpers outlive it where it was killed. What is told then of the group is over."""
+        end_group(system)
+        if self._undertaker is not None:
+            self._undertaker.watch(0)
+
+    def _end_without_undertaker(self) -> NoReturn:
+        """Nobody would see to it that all of the guest ends with this process."""
+        if self._system is not None:
+            end_group(self._system)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(EXIT_UNATTENDED)
 
     def _take_order(self) -> bool:
         """Start what the actor asks for. False when the actor has closed its end."""
@@ -116,9 +138,18 @@ class _Reaper:
         order = msgspec.msgpack.decode(data, type=OsStart)
         self._system = os.fork()
         if self._system == 0:
+            _lead_group(self._undertaker)
             _exec(order, descriptors)
         packet.close_all(descriptors)
         return True
+
+
+def _lead_group(undertaker: Undertaker | None) -> None:
+    """The operating system, its helpers and the processes in it are one group, which the undertaker knows before any
+    of them runs."""
+    os.setsid()
+    if undertaker is not None:
+        undertaker.watch(os.getpid())
 
 
 def _exec(order: OsStart, descriptors: list[int]) -> NoReturn:
@@ -137,7 +168,7 @@ def _exec(order: OsStart, descriptors: list[int]) -> NoReturn:
         os.sched_setaffinity(0, {order.cpu})
         prepare_to_exec()
         os.set_inheritable(kernel, True)
-        os.execve(kernel, order.argv, {"HOME": "/tmp", "TMPDIR": "/dev/shm", "PATH": "/usr/bin:/bin"})
+        os.execve(kernel, order.argv, {"HOME": "/tmp", "TMPDIR": order.memory_folder, "PATH": "/usr/bin:/bin"})
     except OSError as error:
         os.write(2, f"cannot start the guest's kernel: {error}\n".encode())
     finally:

@@ -35,7 +35,8 @@ class GuestVbd(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
-    """A guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper).
+    """A guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper), and `folder` where
+    that is not empty.
 
     The operating system runs on `cpu` alone, and its actor on the others where there are any. `lpj` is this
     host's loops per jiffy, 0 for unknown.
@@ -45,3 +46,5 @@ class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
     vbds: list[GuestVbd]
     cpu: int
     lpj: int
+    folder: str = ""
+    """In the reduced jail the host's path where the guest may write; else it has mounts of its own."""

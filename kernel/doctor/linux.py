@@ -57,7 +57,11 @@ def namespace(kind: str) -> Callable[[], Answer]:
     """A look at one kind of namespace, made as the hypervisor would: by an ordinary user inside a user namespace."""
 
     def look() -> Answer:
-        return Answer(State.OK, in_child(lambda: _enter_namespace(kind)))
+        try:
+            return Answer(State.OK, in_child(lambda: _enter_namespace(kind)))
+        except OSError as error:
+            mend = "" if os.geteuid() == 0 else _user_namespace_mend()
+            return Answer(State.MISSING, f"refused: {error.strerror}", mend)
 
     return look
 

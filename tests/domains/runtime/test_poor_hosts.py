@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,13 +10,20 @@ import pytest
 
 from domains.runtime import landlock
 from kernel.abi.spawn import Jail
-from tests.domains.runtime.stand_in import Zygote, as_nobody, fork_role, start_base
+from tests.domains.runtime.stand_in import NOBODY, Zygote, as_nobody, fork_role, start_base
 
 NO_CLONE3 = """
 import errno, os, sys
 from domains.runtime import libc, seccomp
 libc.prctl(38, 1)
 seccomp.assemble({435: seccomp.errno(errno.ENOSYS)}, default=seccomp.ALLOW, newest=4096).install()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+NO_MOUNT = """
+import errno, os, sys
+from domains.runtime import libc, seccomp
+libc.prctl(38, 1)
+seccomp.assemble({165: seccomp.errno(errno.EACCES)}, default=seccomp.ALLOW, newest=4096).install()
 os.execv(sys.argv[1], sys.argv[1:])
 """
 NO_NAMESPACES = """
@@ -40,6 +48,15 @@ def test_where_a_filter_knows_no_clone3_clone_does_it():
         assert child.spawned.jail == "full"
 
 
+def test_where_a_profile_lets_namespaces_be_made_and_forbids_mounts_the_jail_is_reduced():
+    """As AppArmor does it on Ubuntu, for an ordinary user."""
+    user = as_nobody() if os.geteuid() == 0 else []
+    with zygote_under([*user, sys.executable, "-c", NO_MOUNT]) as zygote:
+        child = zygote.spawn("who", Jail("driver"))
+        assert child.report()["jail"] == "reduced"
+        assert "mount" in child.spawned.missing
+
+
 @pytest.fixture(scope="module")
 def reduced() -> Iterator[Zygote]:
     """A zygote on a host that makes no namespaces for an ordinary user."""
@@ -62,6 +79,20 @@ def test_the_reduced_jail_still_has_filter_landlock_and_limits(reduced):
     assert set(files["read"].values()) <= {"EACCES", "ENOENT"}
     assert set(files["write"].values()) <= {"EACCES", "EROFS", "ENOENT"}
     assert reduced.probe("limits", Jail("driver", nofile=40))["descriptors"] == "EMFILE"
+
+
+def test_in_the_reduced_jail_threads_are_not_counted_with_all_that_the_user_runs(reduced):
+    assert reduced.probe("still_works", Jail("driver", nproc=1))["thread"] == [1]
+
+
+def test_in_the_reduced_jail_a_guest_writes_in_the_folder_that_it_is_given_and_nowhere_else(reduced):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        report = reduced.probe("writes_in_folder", Jail("guest", proc=True), folder=folder)
+        os.close(folder)
+    assert report == {"inside": "ok", "beside": "EACCES", "jail": "reduced"}
 
 
 def test_in_the_reduced_jail_no_signal_leaves(reduced):

@@ -1,0 +1,56 @@
+"""What ends a guest whole where no PID namespace does: in the reduced jail.
+
+Death reaches only a domain's first process there, the reaper: from the hypervisor, or through PDEATHSIG from the
+hypervisor's own. The undertaker is a child of the reaper's that waits for that.
+"""
+
+import contextlib
+import os
+import signal
+import struct
+from typing import NoReturn
+
+from domains.runtime.jail import close_all_but
+
+__all__ = ["Undertaker", "end_group"]
+
+_GROUP = struct.Struct("=i")
+
+
+class Undertaker:
+    """The reaper's hold on it: the last writing end of a pipe. Who else has that end closes it, or executes."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        self.pid = pid
+        self._pipe = pipe
+
+    @classmethod
+    def start(cls) -> "Undertaker":
+        """Fork it. The caller leads a process group of its own, and has no child in it yet that may live on."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            close_all_but([reading])
+            _wait_and_end_all(reading)
+        os.close(reading)
+        return cls(pid, writing)
+
+    def watch(self, group: int) -> None:
+        """A process group that is to end as well; 0: there is none any more."""
+        os.write(self._pipe, _GROUP.pack(group))
+
+
+def end_group(group: int) -> None:
+    """Kill all of a process group that are left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _wait_and_end_all(pipe: int) -> NoReturn:
+    group = 0
+    while told := os.read(pipe, _GROUP.size):
+        (group,) = _GROUP.unpack(told)
+    if group:
+        end_group(group)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(0)
