@@ -41,7 +41,7 @@ def _newer_kernel(release: str) -> str:
 
 
 def _package(name: str) -> str:
-    return f"sudo apt-get install --no-install-recommends {name} (or, with all the rest: make setup)"
+    return f"{PROVISION} (or, by root's hand: apt-get install --no-install-recommends {name})"
 
 
 PARTS: tuple[Part, ...] = (

@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 
+from kernel.abi.cache import cache_root
 from triovisor.provision.files import SetupError
 from triovisor.provision.initramfs import build_initramfs
 from triovisor.provision.lpj import provide_lpj
-from triovisor.provision.packages import BASE, BENCH, install_packages, missing_packages
+from triovisor.provision.packages import BASE, BENCH, install_packages, missing_packages, unpack_missing
 from triovisor.provision.programs import build_programs
 
 __all__ = ["main"]
@@ -34,9 +35,12 @@ def provide(*, bench: bool, check: bool) -> None:
     names = " ".join(package.name for package in missing)
     if missing and check:
         raise SetupError(f"missing packages; run: apt-get install {names}")
-    if missing:
+    if missing and os.geteuid() == 0:
         _say("packages", f"installing {names}")
-        install_packages(missing, is_root=os.geteuid() == 0)
+        install_packages(missing)
+    elif missing:
+        _say("packages", f"unpacking into {cache_root()}: {names}")
+        unpack_missing(wanted)
     _say("packages", f"{len(wanted)} there, {len(missing)} of them new")
     if check:
         return

@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 import threading
 
-from triovisor.provision.files import KERNEL, SetupError, find_program, guest_folder, publish, read_lpj
+from kernel.abi.cache import find_program
+from triovisor.provision.files import KERNEL, SetupError, guest_folder, publish, read_lpj
 
 __all__ = ["measure_lpj", "provide_lpj"]
 

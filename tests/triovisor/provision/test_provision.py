@@ -5,10 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from triovisor.provision import SetupError, guest_files
-from triovisor.provision.packages import BASE, Package, install_packages, missing_packages
+from triovisor.provision import guest_files
+from triovisor.provision.packages import BASE, Package, missing_packages
 
 COMMAND = [sys.executable, "-m", "triovisor.provision"]
 
@@ -25,7 +23,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def state(cache: Path) -> dict[str, int]:
-    return {path.name: path.lstat().st_mtime_ns for path in (cache / "guest").iterdir()}
+    """Its files: one that is written anew is another."""
+    return {path.name: path.lstat().st_ino for path in (cache / "guest").iterdir()}
 
 
 def test_two_set_ups_at_once_both_succeed_and_a_third_does_nothing(tmp_path):
@@ -58,6 +57,25 @@ def test_a_package_is_there_when_its_file_is():
     assert missing_packages([*BASE, none]) == [none]
 
 
-def test_without_root_the_command_that_mends_it_is_said():
-    with pytest.raises(SetupError, match="only root can install packages; run: sudo apt-get install p"):
-        install_packages([Package("p", "/no/such/file", "nothing")], is_root=False)
+def test_without_apt_what_to_bring_by_hand_is_said(tmp_path):
+    hide = 'for f in apt-get linux.uml; do mount --bind /dev/null /usr/bin/$f; done; exec "$@"'
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", hide, "sh"]
+    environment = os.environ | {"TRIOVISOR_CACHE": str(tmp_path)}
+    done = subprocess.run([*prefix, *COMMAND], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    told = "no apt-get here; bring by your own package manager: linux.uml (the guest kernel)"
+    assert done.stderr == f"provision: {told}\n"
+
+
+def test_what_was_compiled_for_sources_that_nobody_has_any_more_is_removed(tmp_path):
+    finish(start(tmp_path))
+    guest = tmp_path / "guest"
+    names = ("programs-0123456789abcdef", "initramfs-0123456789abcdef.cpio")
+    for name in names:
+        (guest / name).touch()
+    finish(start(tmp_path))
+    assert all((guest / name).exists() for name in names), "another checkout may use them"
+    for name in names:
+        os.utime(guest / name, (0, 0))
+    finish(start(tmp_path))
+    assert not any((guest / name).exists() for name in names)
