@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/made-from
 # What the virtual environment depends on: the requirements, the folder (its scripts name it) and the interpreter.
 SOURCE  = $$(sha256sum < pyproject.toml) $(CURDIR) $$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)' | tr -d '\n')
-# Debian has the part of Python that makes one in a package of its own.
+# Debian has the part of Python that makes one in a package of its own; an ordinary user's gets pip from a wheel instead.
 VENV_PACKAGE = $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
 
 .NOTPARALLEL:
@@ -61,7 +61,8 @@ venv:
 $(STAMP): venv-support
 	@echo 'setup: virtual environment in $(VENV)'
 	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $$($(PYTHON) -c 'import ensurepip' 2>/dev/null || echo --without-pip) $(VENV)
+	@$(VENV)/bin/python -c 'import pip' 2>/dev/null || $(VENV)/bin/python -m triovisor.provision.pip
 	@echo 'setup: Python packages'
 	@$(VENV)/bin/pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
 	@echo "$(SOURCE)" > $(STAMP)
@@ -69,7 +70,7 @@ $(STAMP): venv-support
 venv-support:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'setup: $(PYTHON) is no Python 3.11 or later; name one: make PYTHON=python3.12 setup' >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ "$$(id -u)" != 0 ] || { command -v apt-get > /dev/null && \
 	    echo "setup: $(VENV_PACKAGE) through apt-get" && apt-get update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(VENV_PACKAGE); } || \
 	    { echo "setup: $(PYTHON) cannot make virtual environments; run: sudo apt-get install $(VENV_PACKAGE)" >&2; exit 1; }

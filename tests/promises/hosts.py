@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
+from kernel.doctor import examine
+from kernel.doctor.finding import Jail, jail_of
 from tests.domains.runtime.stand_in import NOBODY, as_nobody
-from tests.promises.conftest import NOT_POSSIBLE
+from tests.not_possible import not_possible
 from triovisor.provision import guest_files
 
 __all__ = ["HOSTS", "Host", "folder_for", "image_in"]
@@ -42,7 +42,9 @@ class Host:
     def prefix(self) -> list[str]:
         """A command that executes what follows it on such a host."""
         if self.user == "root" and os.geteuid() != 0:
-            pytest.skip(f"{NOT_POSSIBLE}a hypervisor of root's needs root")
+            not_possible("a hypervisor of root's needs root")
+        if self.jail == "full" and jail_of(examine()) is Jail.REDUCED:
+            not_possible("the full jail needs namespaces, seccomp and Landlock")
         user = as_nobody() if self.user != "root" and os.geteuid() == 0 else []
         return [*user, *([sys.executable, "-c", REFUSE_NAMESPACES] if self.jail == "reduced" else [])]
 

@@ -11,6 +11,7 @@ import pytest
 from domains.runtime import landlock
 from kernel.abi.spawn import Jail
 from tests.domains.runtime.stand_in import NOBODY, Zygote, as_nobody, fork_role, start_base
+from tests.not_possible import not_possible
 
 NO_CLONE3 = """
 import errno, os, sys
@@ -97,6 +98,6 @@ def test_in_the_reduced_jail_a_guest_writes_in_the_folder_that_it_is_given_and_n
 
 def test_in_the_reduced_jail_no_signal_leaves(reduced):
     if landlock.abi_version() < 6:
-        pytest.skip("this kernel's Landlock does not scope signals")
+        not_possible("signals held in by Landlock need Linux 6.12")
     sibling = reduced.spawn("who", Jail("driver")).spawned.pid
     assert set(reduced.signal_from_inside([sibling, os.getpid()]).values()) == {"EPERM"}

@@ -43,13 +43,13 @@ class Repository:
         self.stalls, self.go_on = threading.Event(), threading.Event()
         self._index: list[str] = []
 
-    def add(self, name: str, files: dict[str, str], *, depends: str = "", honest: bool = True) -> None:
+    def add(self, name: str, files: dict[str, str | bytes], *, depends: str = "", honest: bool = True) -> None:
         """A package with files, executable all. Not `honest`: its archive is another than the index says."""
         tree = self.folder / f"{name}.tree"
-        for path, text in files.items():
+        for path, content in files.items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
             file.chmod(0o755)
         control = f"Package: {name}\nVersion: 1:1.0\nArchitecture: all\nMaintainer: a test <t@localhost>\n"
         control += (f"Depends: {depends}\n" if depends else "") + "Description: a test's\n"

@@ -1,5 +1,6 @@
 """System packages for an ordinary user, brought by a real apt-get from a repository of the test's own."""
 
+import ensurepip
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ try:
 except SetupError as error:
     sys.exit(f"provision: {error}")
 """
+ROOT = Path(__file__).parents[3]
 TOOL = '#!/bin/sh\necho "$LD_LIBRARY_PATH $1"\n'
 PATIENCE_S = 30.0
 
@@ -154,6 +156,17 @@ def test_what_no_set_up_has_wanted_for_long_goes_and_what_may_be_in_use_stays(se
     assert recent.exists()
     assert (packages / before).exists()
     assert archives(environment) == ["tv-lib", "tv-more", "tv-tool"]
+
+
+def test_a_python_without_ensurepip_gets_pip_into_its_virtual_environment(served, tmp_path):
+    repository, environment = served
+    (wheel,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    repository.add("python3-pip-whl", {f"usr/share/python-wheels/{wheel.name}": wheel.read_bytes()})
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    command = [tmp_path / "venv/bin/python", "-m", "triovisor.provision.pip"]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+    told = subprocess.check_output([tmp_path / "venv/bin/pip", "--version"], text=True)
+    assert f"{tmp_path}/venv" in told
 
 
 def test_a_cache_whose_path_a_compiler_could_not_be_told_is_refused(served, tmp_path):
