@@ -11,6 +11,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["cache_root", "find_file", "find_program", "unpacked_packages"]
@@ -30,11 +31,11 @@ def unpacked_packages() -> Path:
     return cache_root() / "packages" / "current"
 
 
-def find_program(name: str) -> Path | None:
-    """A program: of PATH, else of the system, else of what was unpacked."""
-    folders = (os.environ.get("PATH", os.defpath), SYSTEM_FOLDERS, str(unpacked_packages() / "bin"))
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    return Path(found) if found else None
+def find_program(name: str, suits: Callable[[Path], bool] = lambda path: True) -> Path | None:
+    """A program that suits: of PATH, else of the system, else of what was unpacked."""
+    places = (os.environ.get("PATH", os.defpath), SYSTEM_FOLDERS, str(unpacked_packages() / "bin"))
+    found = (shutil.which(name, path=folder) for folder in os.pathsep.join(places).split(os.pathsep))
+    return next((path for each in found if each and suits(path := Path(each))), None)
 
 
 def find_file(path: str) -> Path | None:

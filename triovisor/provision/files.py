@@ -10,7 +10,9 @@ from pathlib import Path
 
 from kernel.abi.cache import cache_root, find_program
 
-__all__ = ["KERNEL", "GuestFiles", "SetupError", "guest_files", "guest_folder", "point_link", "prune", "publish"]
+__all__ = [
+    "KERNEL", "GuestFiles", "SetupError", "guest_files", "guest_folder", "is_static", "point_link", "prune", "publish",
+]
 
 KERNEL = "linux.uml"
 SETUP = "python -m triovisor.provision"
@@ -21,6 +23,12 @@ MAX_IDLE_S = 7 * 24 * 3600.0
 
 class SetupError(Exception):
     """The host or its user is to blame. One line: what is wrong and what mends it."""
+
+
+def is_static(program: Path) -> bool:
+    """Whether it needs no loader, and so runs in a guest that has none."""
+    with program.open("rb") as file:
+        return b"/ld-linux" not in file.read(4096)
 
 
 @dataclass(frozen=True, slots=True)

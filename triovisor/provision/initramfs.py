@@ -11,7 +11,7 @@ from pathlib import Path
 from kernel.abi.cache import find_file, find_program
 from triovisor.provision import cpio
 from triovisor.provision.cpio import Entry
-from triovisor.provision.files import KERNEL, SetupError, guest_folder, point_link, prune, publish
+from triovisor.provision.files import KERNEL, SetupError, guest_folder, is_static, point_link, prune, publish
 from triovisor.provision.programs import PROGRAMS, build_programs
 
 __all__ = ["build_initramfs", "initramfs_entries"]
@@ -70,11 +70,9 @@ def initramfs_entries(
 
 
 def _busybox() -> Path:
-    busybox = find_program("busybox")
+    busybox = find_program("busybox", is_static)
     if busybox is None:
-        raise SetupError("no busybox for the guest; run: apt-get install busybox-static")
-    if b"/ld-linux" in busybox.read_bytes()[:4096]:
-        raise SetupError(f"{busybox} is not static, a guest cannot run it; run: apt-get install busybox-static")
+        raise SetupError("no static busybox for the guest; run: apt-get install busybox-static")
     return busybox
 
 

@@ -5,12 +5,12 @@ Root has them installed. For an ordinary user they are unpacked into the cache.
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernel.abi.cache import find_file, find_program, unpacked_packages
-from triovisor.provision.files import SetupError
+from triovisor.provision.files import SetupError, is_static
 from triovisor.provision.unpacked import locked
 
 __all__ = ["BASE", "BENCH", "Package", "install_packages", "missing_packages", "unpack_missing"]
@@ -18,20 +18,23 @@ __all__ = ["BASE", "BENCH", "Package", "install_packages", "missing_packages", "
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Debian package, and the program or file that shows it is there."""
+    """A Debian package, and the program that suits, or the file, by which it shows that it is there."""
 
     name: str
     shown_by: str
     purpose: str
+    suits: Callable[[Path], bool] = lambda path: True
 
     def found(self) -> Path | None:
         """Its program or file."""
-        return find_file(self.shown_by) if self.shown_by.startswith("/") else find_program(self.shown_by)
+        if self.shown_by.startswith("/"):
+            return find_file(self.shown_by)
+        return find_program(self.shown_by, self.suits)
 
 
 BASE = (
     Package("user-mode-linux", "linux.uml", "the guest kernel"),
-    Package("busybox-static", "busybox", "the guest's shell and tools"),
+    Package("busybox-static", "busybox", "the guest's shell and tools", is_static),
     Package("qemu-utils", "qemu-img", "disk images"),
     Package("e2fsprogs", "mke2fs", "file systems on them"),
     Package("gcc", "gcc", "compiles the guest's programs"),

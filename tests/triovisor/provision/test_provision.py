@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from triovisor.provision import guest_files
+from triovisor.provision.files import is_static
 from triovisor.provision.packages import BASE, Package, missing_packages
 
 COMMAND = [sys.executable, "-m", "triovisor.provision"]
@@ -55,6 +56,19 @@ def test_what_set_up_left_is_found():
 def test_a_package_is_there_when_its_file_is():
     none = Package("none", "/no/such/file", "nothing")
     assert missing_packages([*BASE, none]) == [none]
+
+
+def test_a_program_that_does_not_suit_does_not_hide_one_that_does(tmp_path):
+    """Debian's busybox for its own initramfs needs a loader; set-up's does not."""
+    dynamic = tmp_path / "busybox"
+    dynamic.write_bytes(Path("/bin/sh").read_bytes())
+    dynamic.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert not is_static(dynamic)
+    ask = "from triovisor.provision.packages import BASE; print(*(p.found() for p in BASE if p.shown_by == 'busybox'))"
+    found = subprocess.check_output([sys.executable, "-c", ask], env=environment, text=True).strip()
+    assert found != str(dynamic)
+    assert is_static(Path(found))
 
 
 def test_without_apt_what_to_bring_by_hand_is_said(tmp_path):
