@@ -62,23 +62,26 @@ def become_reaper(keep_out_of: list[int]) -> int:
     `keep_out_of`: descriptors that the reaper must not hold, or their other ends would never see an end.
     """
     reapers, actors = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    undertaker = None if os.getpid() == 1 else Undertaker.start()
     actor = os.fork()
     if actor == 0:
+        if undertaker is not None:
+            undertaker.let_go()
         reapers.close()
         return actors.detach()
     actors.close()
     packet.close_all(keep_out_of)
-    _Reaper(actor, reapers).reap()
+    _Reaper(actor, reapers, undertaker).reap()
 
 
 class _Reaper:
     """Waits for every process of the guest, starts its operating system, and ends when the actor does."""
 
-    def __init__(self, actor: int, link: socket.socket) -> None:
+    def __init__(self, actor: int, link: socket.socket, undertaker: Undertaker | None) -> None:
         self._actor = actor
         self._link = link
         self._system: int | None = None
-        self._undertaker = None if os.getpid() == 1 else Undertaker.start()
+        self._undertaker = undertaker
         signal.signal(signal.SIGUSR2, lambda number, _frame: os.kill(actor, number))
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)

@@ -18,7 +18,7 @@ _GROUP = struct.Struct("=i")
 
 
 class Undertaker:
-    """The reaper's hold on it: the last writing end of a pipe. Who else has that end closes it, or executes."""
+    """The reaper's hold on it: the last writing end of a pipe. Who else has that end lets go of it, or executes."""
 
     def __init__(self, pid: int, pipe: int) -> None:
         self.pid = pid
@@ -26,7 +26,7 @@ class Undertaker:
 
     @classmethod
     def start(cls) -> "Undertaker":
-        """Fork it. The caller leads a process group of its own, and has no child in it yet that may live on."""
+        """Fork it. The caller leads a process group of its own, which ends with the caller from now on."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
@@ -34,6 +34,10 @@ class Undertaker:
             _wait_and_end_all(reading)
         os.close(reading)
         return cls(pid, writing)
+
+    def let_go(self) -> None:
+        """In another child of the reaper's: it is not to keep the undertaker waiting."""
+        os.close(self._pipe)
 
     def watch(self, group: int) -> None:
         """A process group that is to end as well; 0: there is none any more."""
