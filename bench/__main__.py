@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.actor import measure_actor
 from bench.block import measure_block
 from bench.domain import measure_domain
 from bench.effort import FULL, QUICK, Effort
@@ -32,6 +33,7 @@ Measure = Callable[[Path, Effort, Callable[[str], None]], list[Row]]
 MEASURES: dict[str, Measure] = {
     "block": measure_block,
     "kills": measure_kills,
+    "actor": measure_actor,
     "domain": measure_domain,
     "guest": measure_guest,
 }

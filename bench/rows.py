@@ -17,6 +17,7 @@ GROUPS = {
         "gap.kill.cold.p50", "gap.kill.cold.p95", "gap.kill.standby.p50", "gap.kill.standby.p95",
         "ready.cold.p50", "ready.cold.p95", "ready.standby.p50", "ready.standby.p95",
     ),
+    "actor": ("actor.gap.p50", "actor.gap.p95"),
     "domain": ("domain.start.p50", "domain.uss"),
     "guest": ("guest.create_to_init.p50", "guest.create20"),
 }  # fmt: skip
@@ -105,6 +106,7 @@ REACH: dict[str, tuple[Reach, ...]] = {
     "gap.kill.standby.p95": _at_most(12),
     "ready.cold.p50": _at_most(8),
     "ready.standby.p50": _at_most(3),
+    "actor.gap.p50": _at_most(25),
     "domain.start.p50": _at_most(6),
     "domain.uss": _at_most(4),
     "guest.create_to_init.p50": _at_most(150) + _ratio(0.67),

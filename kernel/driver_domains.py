@@ -30,6 +30,9 @@ RESTART_S = 10.0
 RESTART_LOOK_S = 0.02
 """Between two looks whether it does: it takes some milliseconds with a standby, some ten without."""
 
+DRIVER_THREADS = 2048
+"""A block driver has one for each vbd that flushes, and may have a thousand vbds."""
+
 
 def start_dom0(machine: Machine, manifest: Dom0Manifest) -> None:
     """Start Dom0. Each of its incarnations has its own channel to the log keeper: no answer to one reaches another."""
@@ -48,7 +51,8 @@ def start_driver(machine: Machine, manifest: DriverManifest) -> None:
     def body() -> Body:
         config = msgspec.msgpack.encode(DriverStart(machine.manifest.faults, manifest.options))
         cpus = parse_cpus(manifest.cpus) if manifest.cpus else ()
-        jail = Jail(kind="driver", memory_bytes=manifest.address_space * MIB, cpus=cpus, nofile=8192)
+        memory_bytes = manifest.address_space * MIB
+        jail = Jail(kind="driver", memory_bytes=memory_bytes, cpus=cpus, nofile=8192, nproc=DRIVER_THREADS)
         return Body(manifest.role, jail, config, {}, manifest.heartbeat)
 
     _start(machine, manifest.name, Kind.DRIVER, manifest, body, standby=manifest.standby)

@@ -1,6 +1,7 @@
 """Guests: made whole or not at all, followed through reboots, taken away without a trace."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import Body, embody
 from kernel.machine import Guest, Incarnation, Machine
-from kernel.manifest import parse_cpus
+from kernel.manifest import DriverManifest, parse_cpus
 from kernel.pausing import hold_anew
 from kernel.xenbus import frontend_came, frontend_went
 
@@ -31,6 +32,13 @@ GUEST_OVERHEAD_BYTES = 64 * MIB
 
 IMAGE_WAIT_S = 1.0
 """A backend lets go of a destroyed guest's image within milliseconds; a guest created anew on it waits so long."""
+
+MOST_VBDS = 1000
+"""Of one driver. A vbd takes four of its 8,192 descriptors and one of its 2,048 threads, and three packets of the 4,096
+that wait for an incarnation which is being cloned."""
+
+DRIVER_MIB, VBD_MIB = 256, 13
+"""Of a driver's address space: for itself, and for each vbd's ring, of the large kind, and its thread."""
 
 START_DEADLINE_S = 30.0
 """From the order to create a guest to its actor's first word."""
@@ -109,6 +117,7 @@ def request_shutdown(machine: Machine, guest: Guest, reason: ShutdownReason) -> 
             f"guest {guest.config.name} is {guest.record.state}: tv destroy {guest.config.name} removes it",
         )
     guest.record.state = DomainState.STOPPING if reason is ShutdownReason.POWEROFF else guest.record.state
+    guest.incarnation.asked_to_end = reason
     post(machine, guest.incarnation, ShutdownRequested(reason))
 
 
@@ -124,15 +133,25 @@ def _check(machine: Machine, config: GuestConfig) -> None:
 
 
 def _check_backends(machine: Machine, config: GuestConfig) -> None:
-    """A guest whose driver is given up would stand still before its first instruction."""
-    drivers = {d.record.name: d for d in machine.drivers.values() if d.record.kind is Kind.DRIVER}
-    for disk in config.disk:
-        if disk.backend not in drivers:
+    """Each disk's driver exists and can serve one more. A guest whose driver is given up would stand still before its
+    first instruction."""
+    drivers = {
+        domain.record.name: domain for domain in machine.drivers.values() if isinstance(domain.manifest, DriverManifest)
+    }
+    for backend, count in Counter(disk.backend for disk in config.disk).items():
+        domain = drivers.get(backend)
+        if domain is None:
             known = ", ".join(sorted(drivers)) or "none"
-            raise Refused(Status.ENOENT, f"guest {config.name}: no driver domain {disk.backend!r}: there are {known}")
-        if drivers[disk.backend].driver.state is DomainState.GIVEN_UP:
-            mend = f"tv driver restart {disk.backend}, then tv create"
-            raise Refused(Status.EHOSTDOWN, f"guest {config.name}: driver {disk.backend} is given up: {mend}")
+            raise Refused(Status.ENOENT, f"guest {config.name}: no driver domain {backend!r}: there are {known}")
+        if domain.driver.state is DomainState.GIVEN_UP:
+            mend = f"tv driver restart {backend}, then tv create"
+            raise Refused(Status.EHOSTDOWN, f"guest {config.name}: driver {backend} is given up: {mend}")
+        most = min(MOST_VBDS, (domain.manifest.address_space - DRIVER_MIB) // VBD_MIB)
+        serves = len(machine.vbds.of_driver(domain.record.domid))
+        if serves + count > most:
+            mend = "name another driver" if most == MOST_VBDS else "give it more address_space in the boot manifest"
+            why = f"{backend} serves {serves} disks and {most} at most: {mend}"
+            raise Refused(Status.ENOSPC, f"guest {config.name}: {why}")
 
 
 async def _open_image(path: Path, read_only: bool) -> Image:

@@ -1,11 +1,13 @@
 """Is a domain alive, or only there? Asked, waited for, sampled, ended."""
 
+import signal
 from pathlib import Path
 
 import trio
 
 from kernel.abi.status import DomainFault
 from kernel.abi.upcalls import Ping
+from kernel.core.domains import Kind
 from kernel.incarnation import end, end_for_fault, post, who
 from kernel.machine import Incarnation, Machine
 from kernel.sampling import sample
@@ -29,8 +31,7 @@ async def watch_heartbeat(machine: Machine, incarnation: Incarnation) -> None:
     sequence = 0
     while not incarnation.ended_for:
         sequence = (sequence + 1) & 0xFFFF_FFFF
-        if not await _answers(machine, incarnation, sequence):
-            await _end_hung(machine, incarnation)
+        if not await _answers(machine, incarnation, sequence) and not await _revives(machine, incarnation):
             return
         await trio.sleep(incarnation.heartbeat.interval_s)
 
@@ -57,11 +58,31 @@ async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) ->
             incarnation.held = told = True
 
 
-async def _end_hung(machine: Machine, incarnation: Incarnation) -> None:
+async def _revives(machine: Machine, incarnation: Incarnation) -> bool:
+    """It is hung. A guest's reaper is told to replace the actor; whoever cannot be helped so, or too often, is ended.
+    Whether it answers again."""
     deadline_s = incarnation.heartbeat.deadline_s
     machine.log.error("domain.hung", **who(incarnation), silent_s=deadline_s)
+    incarnation.ponged = trio.Event()
     await sample(machine, incarnation)
+    if _tell_reaper(incarnation):
+        with trio.move_on_after(deadline_s):
+            await incarnation.ponged.wait()
+            return True
     end(machine, incarnation, f"hung: silent for {deadline_s} s")
+    return False
+
+
+def _tell_reaper(incarnation: Incarnation) -> bool:
+    """Have a guest's reaper end its actor. False where there is none, or this was of no use before."""
+    reaper = incarnation.child if incarnation.record.kind is Kind.GUEST else None
+    if reaper is None or not incarnation.hangs.has(1, trio.current_time()):
+        return False
+    try:
+        signal.pidfd_send_signal(reaper.pidfd, signal.SIGUSR1)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _in_uninterruptible_sleep(incarnation: Incarnation) -> bool:

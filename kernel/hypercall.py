@@ -17,7 +17,15 @@ from kernel.abi.guest_config import DomainState
 from kernel.abi.ids import ANY_GENERATION, RequestId
 from kernel.abi.packet import Packet
 from kernel.abi.status import DomainFault, Refused, Status
-from kernel.abi.upcalls import EvtchnConnected, Misbehave, Reply, ReplyPart
+from kernel.abi.upcalls import (
+    EvtchnConnected,
+    Misbehave,
+    PeerReset,
+    Reply,
+    ReplyPart,
+    ShutdownRequested,
+    SoftReset,
+)
 from kernel.core import privilege
 from kernel.core.domains import Kind, Life
 from kernel.driver_domains import restart_driver, serves
@@ -204,6 +212,26 @@ def _sched_shutdown(machine: Machine, caller: Incarnation, call: h.SchedShutdown
     return Answer()
 
 
+def _sched_soft_reset(machine: Machine, caller: Incarnation, call: h.SchedSoftReset, _riding: list[int]) -> Answer:
+    if not caller.resets.has(1, trio.current_time()):
+        raise DomainFault(caller.peer, "its processes die too often")
+    machine.log.warning("domain.soft_reset", **who(caller), how=call.how)
+    caller.ponged.set()
+    shared = machine.evtchn.died(caller.peer)
+    packet.close_all(machine.grants.died(caller.peer))
+    for other in shared:
+        if other in machine.alive:
+            post(machine, machine.alive[other], PeerReset(caller.peer))
+    post(machine, caller, SoftReset())
+    if not caller.started.is_set():
+        _started(machine, caller, h.Started(), [])
+    xenbus.frontend_reset(machine, caller)
+    pausing.tell_successor(machine, machine.guests[caller.record.domid])
+    if caller.asked_to_end is not None:
+        post(machine, caller, ShutdownRequested(caller.asked_to_end))
+    return Answer()
+
+
 async def _end_if_it_stays(machine: Machine, caller: Incarnation) -> None:
     with trio.move_on_after(LEAVE_S):
         await caller.gone.wait()
@@ -353,6 +381,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.PauseDone: _pause_done,
     h.Version: _version,
     h.SchedShutdown: _sched_shutdown,
+    h.SchedSoftReset: _sched_soft_reset,
     h.EvtchnAllocUnbound: _evtchn_alloc_unbound,
     h.EvtchnBindInterdomain: _evtchn_bind,
     h.EvtchnClose: _evtchn_close,

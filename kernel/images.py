@@ -1,5 +1,7 @@
-"""Images behind vbds: checked, locked as QEMU locks them, opened once for each incarnation that serves them."""
+"""Images behind vbds, files or block devices: checked, locked as QEMU locks them, opened once for each incarnation that
+serves them."""
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -29,6 +31,9 @@ F_OFD_GETLK, F_OFD_SETLK = 36, 37
 _FLOCK = struct.Struct("hhqqi4x")
 """`struct flock` of x86-64 Linux: type, whence, start, length, pid."""
 
+BLKGETSIZE64, BLKROGET = 0x8008_1272, 0x125E
+"""`linux/fs.h`: a block device's size in bytes, as u64; whether it can only be read, as int."""
+
 
 @dataclass(slots=True)
 class Image:
@@ -37,12 +42,16 @@ class Image:
     Spare descriptors are opened long before they are handed out: a write-back error is told once to each open file
     description that was there, so a flush that is posted again to a successor sees it too, though a predecessor, or a
     stranger who called fsync(2), was told it already.
+
+    A block device that is written is claimed besides (O_EXCL), so that this host cannot mount it meanwhile. One that is
+    only read is looked at: other readers may want it too.
     """
 
     path: Path
     read_only: bool
     sectors: int
     _spares: deque[int]
+    _claim: int = -1
 
     def take(self) -> int:
         """A descriptor with an open file description of its own, for one incarnation. The caller closes it."""
@@ -53,6 +62,9 @@ class Image:
         """Give the image up, as far as the hypervisor holds it."""
         while self._spares:
             os.close(self._spares.pop())
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
 
 def open_image(path: Path, *, read_only: bool) -> Image:
@@ -63,6 +75,7 @@ def open_image(path: Path, *, read_only: bool) -> Image:
     try:
         image.sectors = _sectors(path, spares[0])
         _check_nobody_objects(path, spares[0], read_only)
+        image._claim = _claim(path, spares[0], read_only)
         while len(spares) < SPARES:
             spares.append(_open_again(spares[0], read_only))
     except Refused:
@@ -84,7 +97,7 @@ def _open_locked(path: Path, read_only: bool) -> int:
             Status.ENOENT, f"image {path} does not exist: make it with qemu-img create, or mend the path"
         ) from error
     except IsADirectoryError as error:
-        raise Refused(Status.EINVAL, f"image {path} is a folder: name an image file") from error
+        raise Refused(Status.EINVAL, f"image {path} is a folder: name an image file or a block device") from error
     except OSError as error:
         raise Refused(Status.EPERM, f"image {path}: {error.strerror}: let the hypervisor's user open it") from error
     try:
@@ -100,14 +113,53 @@ def _open_locked(path: Path, read_only: bool) -> int:
 
 def _sectors(path: Path, descriptor: int) -> int:
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused(Status.EINVAL, f"image {path} is no regular file: name a raw image file")
-    if status.st_size < SECTOR_BYTES:
+    if stat.S_ISREG(status.st_mode):
+        size = status.st_size
+    elif stat.S_ISBLK(status.st_mode):
+        size = int.from_bytes(fcntl.ioctl(descriptor, BLKGETSIZE64, bytes(8)), "little")
+    else:
         raise Refused(
-            Status.EINVAL,
-            f"image {path} has {status.st_size} bytes: a disk needs at least one sector of {SECTOR_BYTES}",
+            Status.EINVAL, f"image {path} is neither a file nor a block device: name a raw image file or a block device"
         )
-    return status.st_size // SECTOR_BYTES
+    if size < SECTOR_BYTES:
+        raise Refused(
+            Status.EINVAL, f"image {path} has {size} bytes: a disk needs at least one sector of {SECTOR_BYTES}"
+        )
+    return size // SECTOR_BYTES
+
+
+def _claim(path: Path, descriptor: int, read_only: bool) -> int:
+    """The claim on a block device; -1 where there is none to keep. Refuses: EBUSY claimed by another, EPERM."""
+    device = os.fstat(descriptor)
+    if not stat.S_ISBLK(device.st_mode):
+        return -1
+    if not read_only and any(fcntl.ioctl(descriptor, BLKROGET, bytes(4))):
+        raise Refused(Status.EPERM, f'image {path} is a block device that can only be read: give access = "ro"')
+    try:
+        claim = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise Refused(
+            Status.EBUSY,
+            f"image {path} is a block device that is {_user_of(device.st_rdev)}: unmount it or end what uses it",
+        ) from error
+    if read_only:
+        os.close(claim)
+        return -1
+    return claim
+
+
+def _user_of(device: int) -> str:
+    """Who has claimed a block device, as far as it can be told (proc_pid_mountinfo(5), sysfs)."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            words = line.split(" ")
+            if words[2] == number:
+                return f"mounted at {words[4]}"
+        holders = sorted(os.listdir(f"/sys/dev/block/{number}/holders"))
+        if holders:
+            return f"part of {', '.join(holders)}"
+    return "in use by another"
 
 
 def _check_nobody_objects(path: Path, descriptor: int, read_only: bool) -> None:

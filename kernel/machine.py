@@ -11,6 +11,7 @@ from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import DomId, Peer, VbdHandle
 from kernel.abi.log import Log
 from kernel.abi.packet import Packet
+from kernel.core.allowance import Allowance
 from kernel.core.domains import DomainRecord, DomainTable
 from kernel.core.drivers import Driver, Order
 from kernel.core.evtchn import EventChannels
@@ -26,6 +27,14 @@ from kernel.run_folder import RunFolder
 from kernel.spawn import Child, Zygotes
 
 __all__ = ["DriverDomain", "Guest", "Incarnation", "Machine"]
+
+
+SOFT_RESETS, SOFT_RESETS_PER_S = 40.0, 10.0
+"""Of one incarnation: each makes work for its backends. A reaper forks no more than ten processes in a second."""
+
+
+HANGS, HANGS_PER_S = 3.0, 1 / 60
+"""Of a guest's actors that are replaced: what hangs each of them is the guest's own."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,10 +54,13 @@ class Incarnation:
     awaited_pong: int = 0
     ponged: trio.Event = field(default_factory=trio.Event)
     shutdown: ShutdownReason | None = None
+    asked_to_end: ShutdownReason | None = None
     detail: str = ""
     ended_for: str = ""
     held: bool = False
     waiting_calls: int = 0
+    hangs: Allowance = field(default_factory=lambda: Allowance(HANGS, HANGS_PER_S))
+    resets: Allowance = field(default_factory=lambda: Allowance(SOFT_RESETS, SOFT_RESETS_PER_S))
 
     def __str__(self) -> str:
         return f"{self.record.name} ({self.peer})"

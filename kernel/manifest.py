@@ -50,13 +50,16 @@ class Dom0Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A driver domain. With `standby` a second incarnation waits, jailed and with its rings mapped, to be promoted."""
+    """A driver domain. With `standby` a second incarnation waits, jailed and with its rings mapped, to be promoted.
+
+    `address_space` in MiB bounds what it can map, and with it how many vbds a block driver can serve: 13 for each.
+    """
 
     name: Name
     role: Module
     standby: bool = True
     cpus: Cpus | None = None
-    address_space: MemoryMib = 2048
+    address_space: MemoryMib = 16384
     heartbeat: Heartbeat = Heartbeat()
     restart: RestartPolicy = RestartPolicy()
     options: dict[str, str | int | float | bool] = {}

@@ -11,7 +11,10 @@ from kernel.core.pausing import Ask, Pausing, Stand
 from kernel.incarnation import post
 from kernel.machine import Guest, Incarnation, Machine
 
-__all__ = ["answered", "hold_all", "hold_anew", "let_go", "pause", "paused_for", "release_all", "stands", "unpause"]
+__all__ = [
+    "answered", "hold_all", "hold_anew", "let_go", "pause", "paused_for", "release_all", "stands",
+    "tell_successor", "unpause",
+]  # fmt: skip
 
 ANSWER_S = 10.0
 """For a guest's actor to say how it went. It gives its kernel half of that."""
@@ -85,6 +88,11 @@ def hold_anew(machine: Machine, guest: Guest) -> None:
     for driver in dict.fromkeys(vbd.driver for vbd in machine.vbds.of_guest(guest.record.domid)):
         if machine.drivers[driver].driver.state is DomainState.GIVEN_UP:
             _obey(machine, guest, guest.pausing.hold(driver))
+
+
+def tell_successor(machine: Machine, guest: Guest) -> None:
+    """A guest goes on in another process, which has to know."""
+    _obey(machine, guest, guest.pausing.again())
 
 
 def let_go(machine: Machine, guest: Guest) -> bool:

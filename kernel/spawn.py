@@ -27,6 +27,9 @@ __all__ = ["Child", "Order", "SpawnError", "Zygotes"]
 SPAWN_DEADLINE_S = 30.0
 """For a zygote to answer. A jailed child takes 5 ms, a role's import a second on a loaded host."""
 
+ATTEMPTS = 3
+"""To send a request. A zygote may have died since one last heard from it; then it is started anew."""
+
 SPARE_LOOKS, SPARE_LOOK_S = 200, 0.01
 """For the child that a zygote had cloned ahead to follow it: looked for so often, so far apart."""
 
@@ -63,7 +66,8 @@ class _Waiting:
 class _Zygote:
     """One zygote as the hypervisor sees it. `waiting` has who waits for which request.
 
-    `process` is the base's, which is held until it is reaped: `subprocess` reaps by itself what nobody holds.
+    It is `dead` once it takes no more requests; its last answers may still come. `process` is the base's, which is held
+    until it is reaped: `subprocess` reaps by itself what nobody holds.
     """
 
     socket: socket.socket
@@ -96,11 +100,7 @@ class Order:
     async def child(self) -> Child:
         """The child, once it is in its jail. Call it once. Raises SpawnError."""
         if self.asked is None:
-            zygote = await self.zygotes.role_zygote(self.role)
-            try:
-                self.asked = _ask(zygote, self.request, self.data, self.descriptors)
-            except OSError as error:
-                raise SpawnError(f"the zygote takes no order: {error!r}") from error
+            self.asked = await self.zygotes.ask(self.role, self.request, self.data, self.descriptors)
         return await _answer(self.asked)
 
 
@@ -119,7 +119,7 @@ class Zygotes:
 
     async def warm(self, role: str) -> None:
         """Have a zygote of this role ready. Raises SpawnError."""
-        await self.role_zygote(role)
+        await self._role_zygote(role)
 
     def order(
         self, role: str, identity: Identity, jail: Jail, config: bytes, descriptors: dict[str, int]
@@ -136,7 +136,19 @@ class Zygotes:
                 order.asked = _ask(zygote, request, data, order.descriptors)
         return order
 
-    async def role_zygote(self, role: str) -> _Zygote:
+    async def ask(self, role: str, request: RequestId, data: bytes, descriptors: Sequence[int]) -> _Asked:
+        """Send a request to the role's zygote, or to the base where there is no role. Raises SpawnError."""
+        for _ in range(ATTEMPTS):
+            zygote = await self._role_zygote(role) if role else self._living_base()
+            try:
+                return _ask(zygote, request, data, descriptors)
+            except ConnectionError:  # its end is not heard of yet
+                zygote.dead = True
+            except OSError as error:
+                raise SpawnError(f"the zygote takes no order: {error!r}") from error
+        raise SpawnError(f"{ATTEMPTS} zygotes died before they took an order")
+
+    async def _role_zygote(self, role: str) -> _Zygote:
         zygote = self._roles.get(role)
         if zygote is not None and not zygote.dead:
             return zygote
@@ -150,8 +162,8 @@ class Zygotes:
         ours, theirs = packet.pair()
         with theirs:
             request = self._next_request()
-            base = self._living_base()
-            child = await _answer(_ask(base, request, encode([ZygoteRequest(request, role)]), [theirs.fileno()]))
+            data = encode([ZygoteRequest(request, role)])
+            child = await _answer(await self.ask("", request, data, [theirs.fileno()]))
         zygote = _Zygote(ours, child.pid)
         self.missing = child.missing
         self._nursery.start_soon(self._read_answers, zygote, role, child.pidfd)
@@ -177,16 +189,17 @@ class Zygotes:
 
     async def _read_answers(self, zygote: _Zygote, role: str, pidfd: int) -> None:
         """Until the zygote is gone. Whoever waits for it then is told."""
-        while not zygote.dead:
+        data = b"something"
+        while data:
             await trio.lowlevel.wait_readable(zygote.socket)
             try:
                 data, descriptors = packet.receive(zygote.socket)
             except OSError:
                 data, descriptors = b"", []
-            zygote.dead = not data
             for message in _codec.decode(data) if data else ():
                 _hand_over(zygote, message, descriptors)
             packet.close_all(descriptors)
+        zygote.dead = True
         self._log.warning("zygote.died", role=role)
         left_orders = bool(zygote.waiting)
         orphans = _end_unconfirmed(zygote)

@@ -31,6 +31,7 @@ __all__ = [
     "connected",
     "fault",
     "frontend_came",
+    "frontend_reset",
     "frontend_went",
 ]
 
@@ -72,6 +73,22 @@ def frontend_came(machine: Machine, guest: Incarnation) -> None:
                 _introduce(machine, vbd, machine.alive[peer])
         if driver.active in machine.alive:
             _activate(machine, vbd, machine.alive[driver.active], take_published=False)
+
+
+def frontend_reset(machine: Machine, guest: Incarnation) -> None:
+    """A guest goes on in another process, whose rings are still to be made: offer it every backend anew, those that
+    serve first. They keep their images, and take a new ring in the place of the earlier one."""
+    vbds = machine.vbds.of_guest(guest.record.domid)
+    for vbd in vbds:
+        vbd.rings.clear()
+    for vbd in vbds:
+        active = machine.drivers[vbd.driver].driver.active
+        if active in machine.alive:
+            post(machine, guest, BackendOffered(vbd.handle, active), BackendActive(vbd.handle, active, False))
+    for vbd in vbds:
+        standby = machine.drivers[vbd.driver].driver.standby
+        if standby in machine.alive:
+            post(machine, guest, BackendOffered(vbd.handle, standby))
 
 
 def frontend_went(machine: Machine, guest: DomId) -> None:

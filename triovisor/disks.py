@@ -24,7 +24,7 @@ _POSITIONS = ("target", "format", "vdev", "access")
 
 _ACCESS = {"r": "ro", "ro": "ro", "w": "rw", "rw": "rw"}
 _RIGHT = {
-    "target": "the path of a raw image",
+    "target": "the path of a raw image or a block device",
     "vdev": '"vda" to "vdp"',
     "access": '"rw" or "ro"',
     "backend": 'the name of a driver domain, such as "blkback"',

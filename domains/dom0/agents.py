@@ -1,7 +1,7 @@
 """The guests' agents: one channel to each guest incarnation, on which Dom0 offers a further one for each command."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -25,17 +25,35 @@ AGENT_S = 20.0
 BIND_RETRY_S = 0.02
 """Between two looks whether a booting guest has opened its port: a fifth of a boot."""
 
-_NOT_YET = frozenset({Status.ENOENT, Status.EPERM})
-"""The guest has not opened its port yet, or not yet for this incarnation of Dom0."""
+_NOT_YET = frozenset({Status.ENOENT, Status.EPERM, Status.EEXIST})
+"""The guest has not opened its port yet, or not yet for this incarnation of Dom0, or it is still bound to an actor that
+has just died."""
+
+TOLD_S = 1.0
+"""How much later than the end of an agent's channel its cause may be told."""
+
+
+ATTEMPTS = 5
+"""To find an agent that lives until a command has begun."""
+
+_ENDED = "ended while the command ran"
+_LET_GO = "let go of the command while it ran"
+_RESET = f"{_LET_GO}: the guest's devices were restarted under it"
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The channel on which one command runs. `guest_gone` is set once the guest is known to have ended."""
+    """The channel on which one command runs."""
 
     guest: str
     channel: Channel
-    guest_gone: trio.Event
+    agent: "_Agent"
+
+    async def why_ended(self) -> str:
+        """Why a command has no end of its own, in one line for a person."""
+        with trio.move_on_after(TOLD_S):
+            await self.agent.told.wait()
+        return f"guest {self.guest} {self.agent.fate}"
 
 
 @dataclass(slots=True)
@@ -52,12 +70,28 @@ class Agents:
         self._nursery = nursery
         self._ports = Ports(domain)
         self._agents: dict[Peer, _Agent] = {}
+        self._leaving: set[_Agent] = set()
 
     @asynccontextmanager
     async def command(self, guest: DomainInfo) -> AsyncIterator[Command]:
         """A channel to run one command in a guest; closed at the end. Refuses EHOSTDOWN when the guest takes none."""
+        async with AsyncExitStack() as stack:
+            for attempt in range(1, ATTEMPTS + 1):
+                agent = await self._bound(guest)
+                try:
+                    channel = await stack.enter_async_context(agent.command())
+                    break
+                except Refused:
+                    if attempt == ATTEMPTS or not await agent.was_reset():
+                        raise
+            yield Command(guest.name, channel, agent)
+
+    async def _bound(self, guest: DomainInfo) -> "_Agent":
+        """The agent of this incarnation, with its channel."""
         peer = Peer(guest.domid, guest.generation)
-        agent = self._agents.setdefault(peer, _Agent(self._domain, self._ports, peer, guest.name))
+        agent = self._agents.get(peer)
+        if agent is None or agent.gone.is_set():
+            agent = self._agents[peer] = _Agent(self._domain, self._ports, peer, guest.name)
         try:
             with trio.fail_after(AGENT_S):
                 if await agent.bind():
@@ -66,9 +100,12 @@ class Agents:
             raise agent.refusal(error) from error
         finally:
             if not agent.bound and not agent.wanted:
-                self._agents.pop(peer, None)
-        async with agent.command() as channel:
-            yield Command(guest.name, channel, agent.gone)
+                self._forget(agent)
+        return agent
+
+    def _forget(self, agent: "_Agent") -> None:
+        if self._agents.get(agent.guest) is agent:
+            del self._agents[agent.guest]
 
     def connected(self, guest: Peer, port: Port, descriptor: int) -> None:
         """A guest has bound a port of Dom0's. Takes the descriptor."""
@@ -79,12 +116,26 @@ class Agents:
 
     def peer_died(self, guest: Peer) -> None:
         """That incarnation has ended; commands in it learn it from their own channels too."""
-        if agent := self._agents.get(guest):
-            agent.end()
+        self._tell(guest, _ENDED)
+
+    def peer_reset(self, guest: Peer) -> None:
+        """That incarnation goes on, but what carried its commands is another process now."""
+        self._tell(guest, _RESET)
+
+    def _tell(self, guest: Peer, fate: str) -> None:
+        for agent in (self._agents.get(guest), *self._leaving):
+            if agent is not None and agent.guest == guest and not agent.told.is_set():
+                agent.fate = fate
+                agent.told.set()
+                agent.end()
 
     async def _keep(self, agent: "_Agent") -> None:
         await agent.watch()
-        self._agents.pop(agent.guest, None)
+        self._forget(agent)
+        self._leaving.add(agent)
+        with trio.move_on_after(TOLD_S):
+            await agent.told.wait()
+        self._leaving.discard(agent)
 
 
 class _Agent:
@@ -93,6 +144,8 @@ class _Agent:
     def __init__(self, domain: Domain, ports: Ports, guest: Peer, name: str) -> None:
         self.guest = guest
         self.gone = trio.Event()
+        self.told = trio.Event()
+        self.fate = _LET_GO
         self._domain = domain
         self._ports = ports
         self._name = name
@@ -158,6 +211,13 @@ class _Agent:
 
     def _log_fault(self, what: str) -> None:
         self._domain.log.warning("agent.broke_abi", guest=self._name, peer=str(self.guest), what=what)
+
+    async def was_reset(self) -> bool:
+        """Whether its guest lives and has another one now: what was not begun may be asked of that."""
+        if self.gone.is_set():
+            with trio.move_on_after(TOLD_S):
+                await self.told.wait()
+        return self.fate == _RESET
 
     def end(self) -> None:
         """Nothing comes from this agent any more."""

@@ -11,7 +11,7 @@ from domains.dom0.toolstack import Toolstack
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain, open_domain
 from kernel.abi import packet
-from kernel.abi.upcalls import AdminConnection, DriverGivenUp, EvtchnConnected, PeerDied, ShutdownRequested
+from kernel.abi.upcalls import AdminConnection, DriverGivenUp, EvtchnConnected, PeerDied, PeerReset, ShutdownRequested
 
 __all__ = ["main"]
 
@@ -41,6 +41,8 @@ async def _take_upcalls(domain: Domain, agents: Agents, sessions: Sessions, nurs
                 agents.connected(peer, port, descriptors[0])
             case PeerDied(peer=peer):
                 agents.peer_died(peer)
+            case PeerReset(peer=peer):
+                agents.peer_reset(peer)
             case DriverGivenUp(driver=driver, deaths=deaths, guests=guests):
                 domain.log.error("driver.given_up", name=driver, deaths=deaths, guests=list(guests))
             case ShutdownRequested():

@@ -21,9 +21,6 @@ HANGUP_LOOK_S = 0.25
 """Between looks whether the administrator is still there while the command does not take its input: the input that is
 queued hides his end from `receive`."""
 
-GONE_S = 1.0
-"""How much later than the end of a command's channel the end of its guest may be told."""
-
 LAST_WORD_S = 5.0
 """For an administrator to take how the command ended; a slower one sees the connection end instead."""
 
@@ -91,20 +88,13 @@ class _Relay:
             except (DomainFault, msgspec.DecodeError) as error:
                 return await self._tell(f"guest {self._command.guest} broke the exec protocol: {error}")
             if not data:
-                return await self._tell(await self._why_ended())
+                return await self._tell(await self._command.why_ended())
             try:
                 await self._admin.send(data)
             except OSError:
                 return None
             if isinstance(messages[-1], ExecEnded):
                 return messages[-1]
-
-    async def _why_ended(self) -> str:
-        guest = self._command.guest
-        with trio.move_on_after(GONE_S):
-            await self._command.guest_gone.wait()
-            return f"guest {guest} ended while the command ran"
-        return f"guest {guest} let go of the command while it ran"
 
     async def _tell(self, why: str) -> ExecEnded:
         ended = ExecEnded(why=why[:512])

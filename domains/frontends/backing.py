@@ -35,28 +35,33 @@ class RingBroken(Exception):
 
 class Backing:
     """Ring and pools for one backend incarnation. Not for two threads at once: the maker hands it to the loop.
+    `largest`: data of one request at most.
 
     `out_fd` and `in_fd` are to be granted, the first to read, the second to read and write; `close_descriptors` then.
     """
 
-    def __init__(self) -> None:
-        self._out = Sealed("blkif-out", RING_BYTES, read_only_to_others=True)
-        self._in = Sealed("blkif-in", RING_BYTES, read_only_to_others=False)
+    def __init__(self, ring_bytes: int) -> None:
+        self._out = Sealed("blkif-out", ring_bytes, read_only_to_others=True)
+        self._in = Sealed("blkif-in", ring_bytes, read_only_to_others=False)
         self.out_fd, self.in_fd = self._out.descriptor, self._in.descriptor
         self.out_view, self.in_view = self._out.view, self._in.view
         self._out_words = self.out_view[:REQUESTS_AT].cast("I")
         self._in_words = self.in_view[:RESPONSES_AT].cast("I")
         self._responses = self.in_view[RESPONSES_AT : RESPONSES_AT + 4 * SLOTS].cast("I")
-        self.out_pool, self.in_pool = Pool(), Pool()
+        self.out_pool, self.in_pool = Pool(ring_bytes), Pool(ring_bytes)
+        self.largest = self.out_pool.largest
         self.doorbell: Doorbell | None = None
         self._fence = make_fence()
         self._posted = self._published = self._taken = 0
         self._out_words[EVENT] = 1
 
     @classmethod
-    def create(cls) -> "Backing":
-        """A fresh ring, all its memory there. Takes milliseconds: have one to spare. Raises OSError without memory."""
-        return cls()
+    def create(cls, ring_bytes: int = RING_BYTES) -> "Backing":
+        """A fresh ring, all its memory there. Takes milliseconds: have one to spare. Raises OSError without memory.
+
+        All rings of a vbd have one size: what one held fits its successor.
+        """
+        return cls(ring_bytes)
 
     def attach_doorbell(self, doorbell: socket.socket) -> None:
         """Take the doorbell to the backend, and ring it: something may have been posted before there was one."""

@@ -25,13 +25,15 @@ OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class VbdFront:
-    """One vbd as its guest has it. `listen_socket` is where the guest's device driver connects (vhost-user)."""
+    """One vbd as its guest has it. `line` leads to the keeper of its guest's connection (vhost-user), `in_flight` is a
+    descriptor of its queue's table of that name."""
 
     handle: VbdHandle
     vdev: str
     sectors: int
     read_only: bool
-    listen_socket: socket.socket
+    line: socket.socket
+    in_flight: int
 
 
 class _Device:
@@ -45,7 +47,8 @@ class _Device:
         self._terminator = Terminator(
             loop,
             self.vbd,
-            front.listen_socket,
+            front.line,
+            front.in_flight,
             partial(session_for, front.sectors, read_only=front.read_only),
             on_guest_fault=partial(self._on_fault, None),
         )
@@ -145,7 +148,7 @@ class BlkfrontLoop:
         self._loop.start()
 
     def stop(self) -> None:
-        """End the loop, wait for that, and give everything back, listening sockets included."""
+        """End the loop, wait for that, and give everything back, lines included."""
         self._loop.stop()
         for device in self._devices.values():
             with contextlib.suppress(ValueError):

@@ -44,9 +44,10 @@ class GuestEnd:
         """Tell the guest of what it was given, if it asks for that."""
         if self.queue is not None and self.queue.wants_signal():
             self._nudges = 0
-            self._signal()
+            self.signal()
 
-    def _signal(self) -> None:
+    def signal(self) -> None:
+        """Have the guest look at its used ring."""
         self._signalled_at = monotonic()
         if self._call >= 0:
             try:
@@ -67,5 +68,5 @@ class GuestEnd:
             return left_s
         self._nudges += 1
         self.resignalled += 1
-        self._signal()
+        self.signal()
         return wait_s

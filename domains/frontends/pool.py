@@ -4,7 +4,7 @@ Two parts: single pages, taken and given back in constant time, and runs of 16 K
 integer. First-fit and last-in-first-out both hand out again what is still in the cache.
 """
 
-from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT
 
 __all__ = ["Pool"]
 
@@ -14,25 +14,26 @@ PAGES = 256
 
 UNIT_BYTES = 16384
 _RUNS_AT = POOL_AT + PAGES * PAGE_BYTES
-_UNITS = (RING_BYTES - _RUNS_AT) // UNIT_BYTES
-assert MAX_BYTES <= _UNITS * UNIT_BYTES
 
 
 class Pool:
-    """One direction's pool. Places are bytes from the grant's start.
+    """One direction's pool. Places are bytes from the grant's start. `largest`: the most that fits an empty one, as far
+    as the ring allows it.
 
     A request that fitted an old pool among others fits a fresh one among the same others, in any order: without
     gaps between them they need no more than they had. So a re-post never waits.
     """
 
-    __slots__ = ("_free_units", "pages")
+    __slots__ = ("_free_units", "largest", "pages")
 
-    def __init__(self) -> None:
+    def __init__(self, ring_bytes: int) -> None:
+        units = (ring_bytes - _RUNS_AT) // UNIT_BYTES
+        self.largest = min(MAX_BYTES, units * UNIT_BYTES)
         self.pages = list(range(_RUNS_AT - PAGE_BYTES, POOL_AT - 1, -PAGE_BYTES))
-        self._free_units = (1 << _UNITS) - 1
+        self._free_units = (1 << units) - 1
 
     def take(self, length: int) -> int:
-        """Room for `length` bytes, 1 … `MAX_BYTES`: its place, or -1 while there is none."""
+        """Room for `length` bytes, 1 … `largest`: its place, or -1 while there is none."""
         if length <= PAGE_BYTES and self.pages:
             return self.pages.pop()
         units = (length + UNIT_BYTES - 1) // UNIT_BYTES

@@ -9,7 +9,7 @@ from domains.frontends.pool import PAGE_BYTES
 from domains.virtio import blk
 from domains.virtio.blk import S_IOERR, S_OK, S_UNSUPP, Request, Type
 from domains.virtio.queue import Segments, SplitQueue
-from kernel.abi.io.blkif import MAX_BYTES, SLOTS, Op
+from kernel.abi.io.blkif import SLOTS, Op
 from kernel.abi.status import KernelBug
 
 __all__ = ["BATCH", "BATCH_BYTES", "Disk", "Poster"]
@@ -76,6 +76,8 @@ class Poster:
         view = self._guest.view
         left = TURN_REQUESTS
         try:
+            if queue.again and not self._post_again(queue, backing):
+                return
             while left > 0:
                 left -= self._post_plain(queue, backing, left)
                 chain = queue.take()
@@ -83,8 +85,10 @@ class Poster:
                     return
                 head, readable, writable = chain
                 self._ledger.check_free(head)
+                queue.in_flight.mark(head)
                 length = self._post(queue, backing, head, blk.parse(view, readable, writable))
                 if length < 0:
+                    queue.in_flight.marks[head] = 0
                     queue.untake()
                     self.blocked = True
                     return
@@ -95,6 +99,17 @@ class Poster:
             backing.publish()
             self._guest.signal_if_wanted()
 
+    def _post_again(self, queue: SplitQueue, backing: Backing) -> bool:
+        """Post what a predecessor of this process had taken, before anything newer. False when there is no room for all
+        of it yet."""
+        while queue.again:
+            head, readable, writable = queue.chain(queue.again[0])
+            if self._post(queue, backing, head, blk.parse(self._guest.view, readable, writable)) < 0:
+                self.blocked = True
+                return False
+            queue.again.popleft()
+        return True
+
     def _post_plain(self, queue: SplitQueue, backing: Backing, most: int) -> int:
         """The fast way: reads and writes of at most a page, one after the other. Stops before whatever else it meets.
 
@@ -103,6 +118,7 @@ class Poster:
         take, post, view, target = queue.take_plain, backing.post, self._guest.view, backing.out_view
         entries, sectors, read_only = self._ledger.entries, self._disk.sectors, self._disk.read_only
         incoming, outgoing = backing.in_pool.pages, backing.out_pool.pages
+        mark = queue.in_flight.mark
         count = 0
         while count < most:
             plain = take()
@@ -124,6 +140,7 @@ class Poster:
             else:
                 queue.untake()
                 break
+            mark(head)
             ident = post(head, kind, length, sector, place)
             entries[head] = (ident, kind, sector, length, ((data_at, length),), status_at, place)
             count += 1
@@ -141,12 +158,12 @@ class Poster:
         refused = kind == _WRITE and disk.read_only
         if refused or not length or length & 511 or sector + (length >> 9) > disk.sectors:
             return self._answer_here(queue, head, status_at, S_IOERR)
-        if length > MAX_BYTES:
-            first, rest = _cut(segments)
-            if not self._post_transfer(backing, head, (kind, sector, first, MAX_BYTES, status_at)):
+        most = backing.largest
+        if length > most:
+            first, rest = _cut(segments, most)
+            if not self._post_transfer(backing, head, (kind, sector, first, most, status_at)):
                 return -1
-            left = length - MAX_BYTES
-            self.parts[head] = _Rest(kind, sector + (MAX_BYTES >> 9), rest, left, status_at, length)
+            self.parts[head] = _Rest(kind, sector + (most >> 9), rest, length - most, status_at, length)
         elif not self._post_transfer(backing, head, request):
             return -1
         self.posted += 1
@@ -171,8 +188,8 @@ class Poster:
         rest = self.parts.pop(head)
         if not rest.length:
             return rest.whole
-        length = min(rest.length, MAX_BYTES)
-        part, after = _cut(rest.segments)
+        length = min(rest.length, backing.largest)
+        part, after = _cut(rest.segments, backing.largest)
         if not self._post_transfer(backing, head, (rest.kind, rest.sector, part, length, rest.status_at)):
             raise KernelBug(f"no room for a part of {length} bytes where one has just been freed")
         sector = rest.sector + (length >> 9)
@@ -186,9 +203,9 @@ class Poster:
         match kind:
             case Type.FLUSH:
                 op = Op.FLUSH
-            case Type.DISCARD:
-                op = Op.DISCARD
-                sector, size, status = blk.discarded(self._guest.view, segments, length)
+            case Type.DISCARD | Type.WRITE_ZEROES:
+                sector, size, unmap, status = blk.parse_range(self._guest.view, kind, segments, length)
+                op = Op.DISCARD if kind == Type.DISCARD else Op.ZERO_UNMAP if unmap else Op.WRITE_ZEROES
                 if status == S_OK and (self._disk.read_only or sector + (size >> 9) > self._disk.sectors):
                     status = S_IOERR
                 if status != S_OK:
@@ -222,10 +239,10 @@ class Poster:
         return len(entries)
 
 
-def _cut(segments: Segments) -> tuple[Segments, Segments]:
-    """The first `MAX_BYTES` of the segments, and what is after them."""
+def _cut(segments: Segments, most: int) -> tuple[Segments, Segments]:
+    """The first `most` bytes of the segments, and what is after them."""
     part: list[tuple[int, int]] = []
-    left = MAX_BYTES
+    left = most
     for number, (at, size) in enumerate(segments):
         if size >= left:
             part.append((at, left))

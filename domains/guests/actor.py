@@ -1,16 +1,26 @@
 """A guest's actor: front ends of its devices, its console, its agent, and the start and end of its operating system."""
 
 import os
-import socket
 from typing import NoReturn
 
 import trio
 
 from domains.guests.commands import Commands
 from domains.guests.console import Console
-from domains.guests.disks import Disks
+from domains.guests.disks import Disks, size_of_rings
 from domains.guests.mconsole import Mconsole
-from domains.guests.reaper import OsStart, decode_ended, encode_start
+from domains.guests.notes import Notes
+from domains.guests.reaper import (
+    AGENT_FD,
+    CONSOLE_FD,
+    RAMDISK_FD,
+    OsEnded,
+    OsStart,
+    Succeeds,
+    decode,
+    encode_start,
+    run_folder,
+)
 from domains.guests.standing import Standing
 from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify_exit, command_line
 from domains.runtime.channel import Channel
@@ -34,16 +44,13 @@ from kernel.abi.upcalls import (
 
 __all__ = ["Actor"]
 
-CONSOLE_FD, AGENT_FD, RAMDISK_FD = 3, 4, 5
-"""Their numbers in the operating system's process."""
-
-RUN, SHARED_MEMORY = "/run", "/dev/shm"
-"""Where the full jail has mounts for sockets and for the operating system's memory."""
-
 UMID = "guest"
 
 LAST_WORDS_S = 0.5
 """For the console to give what the kernel wrote before it ended. A helper that lives on may hold the line open."""
+
+LIVES_TOLD_APART, NUMBERS_OF_ONE = 60, 1024
+"""An actor's ports and grants have other numbers than its predecessor's: a backend may be about to map one of those."""
 
 EXIT_GUEST_FAULT = 65
 """EX_DATAERR of sysexits.h."""
@@ -56,21 +63,24 @@ REASONS = {
 
 
 class Actor:
-    """One incarnation of a guest."""
+    """One incarnation of a guest, or what goes on in place of an actor that died."""
 
     def __init__(self, domain: Domain, nursery: trio.Nursery, start: GuestStart) -> None:
         self._domain = domain
         self._nursery = nursery
         self._start = start
         self._reaper = Channel(domain.descriptors["reaper"])
-        self._console = Console(domain.descriptors["console"])
-        ours, self._agents_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ports = Numbers(first=AGENT_PORT + 1)
-        self._commands = Commands(domain, nursery, ours, ports)
-        self._run = start.folder or RUN
-        uml_dir = f"{self._run}/uml"
-        self._standing = Standing(Mconsole(f"{uml_dir}/{UMID}/mconsole", f"{uml_dir}/own."))
-        self._disks = Disks(domain, nursery, start.vbds, ports, self._broke_the_rules, self._run)
+        notes = Notes(domain.descriptors["notes"])
+        self._console = Console(domain.descriptors["console-line"], domain.descriptors["console"], notes)
+        first = domain.life % LIVES_TOLD_APART * NUMBERS_OF_ONE
+        ports = Numbers(first=first + AGENT_PORT + 1)
+        self._commands = Commands(domain, nursery, domain.descriptors["agent-line"], ports, notes)
+        ring_bytes, refs = size_of_rings(start.config.memory, len(start.vbds)), Numbers(first=first + 1)
+        run = run_folder(start)
+        self._disks = Disks(domain, nursery, start.vbds, ring_bytes, ports, refs, self._broke_the_rules, run)
+        self._uml_dir = f"{run}/uml"
+        mconsole = Mconsole(f"{self._uml_dir}/{UMID}/mconsole", f"{self._uml_dir}/own.{domain.life}.")
+        self._standing = Standing(mconsole)
 
     async def beat(self) -> None:
         """Return once the block loop has turned."""
@@ -79,15 +89,33 @@ class Actor:
     async def run(self) -> None:
         """From the first upcall to the guest's end, which the hypervisor is told."""
         _leave_cpu(self._start.cpu)
-        failed = await self._order_system()
-        await self._open_agent_port()
-        self._disks.start()
-        await self._domain.started()
         self._nursery.start_soon(self._take_upcalls)
+        self._disks.start()
+        failed = await self._begin()
         self._nursery.start_soon(self._commands.serve)
         exit_ = failed or await self._follow_system()
-        reason = REASONS.get(exit_.reason, ShutdownReason.CRASH)
-        await self._domain.call(SchedShutdown, reason=reason, detail=exit_.detail[:512])
+        await self._say_end(REASONS.get(exit_.reason, ShutdownReason.CRASH), exit_.detail)
+
+    async def _begin(self) -> GuestExit | None:
+        """Take up a new guest, or one whose actor died. Its end, if it cannot be."""
+        if not self._domain.life:
+            failed = await self._order_system()
+            await self._open_agent_port()
+            await self._domain.started()
+            return failed
+        was = decode((await self._reaper.receive()).data)
+        assert isinstance(was, Succeeds)
+        await self._open_agent_port()
+        self._domain.log.warning("actor.died", how=was.how)
+        self._domain.log.info("actor.started", number=self._domain.life)
+        return None if was.system_started else await self._order_system()
+
+    async def _say_end(self, reason: ShutdownReason, detail: str) -> None:
+        """Once, though a predecessor may have said it."""
+        try:
+            await self._domain.call(SchedShutdown, reason=reason, detail=detail[:512])
+        except Refused as refusal:
+            self._domain.log.info("shutdown.refused", why=refusal.why)
 
     async def _order_system(self) -> GuestExit | None:
         """Start the operating system, first of all: it boots while the rest is made ready. Its end, if it cannot be."""
@@ -95,7 +123,8 @@ class Actor:
             argv = command_line(self._spec())
         except Refused as refusal:
             return GuestExit(ExitReason.FAILED_EARLY, 0, refusal.why)
-        await self._order_start(argv)
+        os.makedirs(self._uml_dir, exist_ok=True)
+        await self._reaper.send(encode_start(OsStart(argv, self._start.cpu)))
         return None
 
     async def _follow_system(self) -> GuestExit:
@@ -107,11 +136,12 @@ class Actor:
             finished.set()
 
         self._nursery.start_soon(relay)
-        data, descriptors = await self._reaper.receive()
-        close_all(descriptors)
+        data, _ = await self._reaper.receive()
+        ended = decode(data)
+        assert isinstance(ended, OsEnded)
         with trio.move_on_after(LAST_WORDS_S):
             await finished.wait()
-        return classify_exit(decode_ended(data).status, self._console.last)
+        return classify_exit(ended.status, self._console.last)
 
     def _spec(self) -> UmlSpec:
         config = self._start.config
@@ -120,7 +150,7 @@ class Actor:
             initrd=f"/proc/self/fd/{RAMDISK_FD}",
             console_fd=CONSOLE_FD,
             agent_fd=AGENT_FD,
-            uml_dir=f"{self._run}/uml",
+            uml_dir=self._uml_dir,
             umid=UMID,
             hostname=config.name,
             root=config.root or "",
@@ -128,17 +158,6 @@ class Actor:
             disks=tuple(UmlDisk(path, index) for index, path in enumerate(self._disks.paths)),
             extra=tuple(config.extra.split()),
         )
-
-    async def _order_start(self, argv: list[str]) -> None:
-        """Hand the reaper the kernel and the ends of the guest's lines, which are then the guest's alone."""
-        os.mkdir(f"{self._run}/uml")
-        kernel, ramdisk = self._domain.descriptors["kernel"], self._domain.descriptors["ramdisk"]
-        keep = {CONSOLE_FD: self._console.guests_end, AGENT_FD: self._agents_end}
-        start = OsStart(argv, [*keep, RAMDISK_FD], self._start.cpu, self._start.folder or SHARED_MEMORY)
-        await self._reaper.send(encode_start(start), [kernel, *(end.fileno() for end in keep.values()), ramdisk])
-        for end in keep.values():
-            end.close()
-        close_all([kernel, ramdisk])
 
     async def _open_agent_port(self) -> None:
         """Let Dom0, whichever incarnation it has, reach the agent."""
@@ -188,7 +207,7 @@ class Actor:
         self._nursery.start_soon(self._crash, what)
 
     async def _crash(self, what: str) -> NoReturn:
-        await self._domain.call(SchedShutdown, reason=ShutdownReason.CRASH, detail=what[:512])
+        await self._say_end(ShutdownReason.CRASH, what)
         os._exit(EXIT_GUEST_FAULT)
 
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 
 from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
 from domains.guests.agent_frames import (
-    CHUNK_BYTES,
     CREDIT_BYTES,
     HEADER,
+    INPUT_BYTES,
     INPUT_WINDOW,
     LINE_WINDOW,
     MAGIC,
     MAX_COMMANDS,
     OUTPUT_WINDOW,
     VERSION,
+    WHOLE_BYTES,
     CommandId,
     From,
     OutputStream,
@@ -48,6 +49,9 @@ class _GuestFault(Exception):
 
 
 NONCE_BYTES = 8
+LIFE_SHIFT = 32
+"""Above the nonces of one session."""
+
 _WANTED_BYTES: dict[int, int] = {From.READY: NONCE_BYTES, From.GOT: 4}
 """What is looked at while out of step, and how much of its payload."""
 
@@ -79,7 +83,9 @@ class _Command:
 class AgentSession:
     """One guest's agent as the host sees it: which commands run, and how much each may still send."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, life: int = 0, known: bool = False) -> None:
+        """`life`: how many sessions were on this line before. `known`: the agent was ready in one of them, so that this
+        begins with HELLO."""
         self._state = _State.BOOTING
         self._incoming = bytearray()
         self._outgoing: deque[bytes] = deque()
@@ -87,7 +93,9 @@ class AgentSession:
         self._line_room = LINE_WINDOW
         self._commands: dict[CommandId, _Command] = {}
         self._last_id = 0
-        self._nonce = 0
+        self._nonce = life << LIFE_SHIFT
+        if known:
+            self.resync()
 
     @property
     def ready(self) -> bool:
@@ -124,8 +132,8 @@ class AgentSession:
     def send_input(self, command: CommandId, data: bytes) -> int:
         """Give a command what fits of `data`. Returns how many bytes that were: the rest waits for `InputTaken`."""
         size = min(len(data), self.input_room(command))
-        for start in range(0, size, CHUNK_BYTES):
-            self._send(To.STDIN, command, data[start : min(start + CHUNK_BYTES, size)])
+        for start in range(0, size, INPUT_BYTES):
+            self._send(To.STDIN, command, data[start : min(start + INPUT_BYTES, size)])
         if size:
             self._commands[command].input_room -= size
         return size
@@ -183,6 +191,8 @@ class AgentSession:
         """The bytes that are to be sent now, all of them: no more than the line takes."""
         taken = bytearray()
         while self._line_room > 0 and (self._cut or self._outgoing):
+            if not self._cut and self._line_room < len(self._outgoing[0]) <= WHOLE_BYTES:
+                break
             frame = self._cut or self._outgoing.popleft()
             taken += frame[: self._line_room]
             self._cut = frame[self._line_room :]

@@ -8,8 +8,9 @@ from typing import NewType
 from kernel.abi.status import Refused, Status
 
 __all__ = [
-    "CHUNK_BYTES", "CREDIT_BYTES", "HEADER", "INPUT_WINDOW", "LINE_WINDOW", "MAGIC", "MAX_COMMANDS", "OUTPUT_WINDOW",
-    "VERSION", "CommandId", "From", "OutputStream", "ShutdownMode", "To", "fits", "pack_frame", "pack_start",
+    "CHUNK_BYTES", "CREDIT_BYTES", "HEADER", "INPUT_BYTES", "INPUT_WINDOW", "LINE_WINDOW", "MAGIC", "MAX_COMMANDS",
+    "OUTPUT_WINDOW", "VERSION", "WHOLE_BYTES", "CommandId", "From", "OutputStream", "ShutdownMode", "To", "fits",
+    "pack_frame", "pack_start",
 ]  # fmt: skip
 
 CommandId = NewType("CommandId", int)
@@ -32,6 +33,13 @@ MAGIC = b"TVA1"
 HEADER = struct.Struct("<4sBBHI")
 _MAX_TEXT = 2048
 """Longest READY, FAILED or ERROR."""
+
+WHOLE_BYTES = 2048
+"""A frame no longer than this goes to the line whole or not at all, so that a death of ours leaves no half of one.
+There is room for it in the end: the guest tells of each 1024 bytes that it got. START alone may be longer."""
+
+INPUT_BYTES = WHOLE_BYTES - 12
+"""Of a command's input in a frame."""
 
 LINE_WINDOW = 3072
 """Bytes on their way to the guest that it has not said it got. More would end the line: see agent.c."""

@@ -13,6 +13,7 @@ import trio
 from domains.guests.agent import AgentSession
 from domains.guests.agent_events import Event, Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
 from domains.guests.agent_frames import CommandId, ShutdownMode
+from domains.guests.notes import Notes
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
@@ -71,12 +72,13 @@ class _Running:
 class Commands:
     """All commands of one guest, over its agent."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery, agent: socket.socket, ports: Numbers) -> None:
+    def __init__(self, domain: Domain, nursery: trio.Nursery, line: int, ports: Numbers, notes: Notes) -> None:
         self._domain = domain
         self._nursery = nursery
-        self._agent = trio.socket.from_stdlib_socket(agent)
+        self._agent = trio.socket.from_stdlib_socket(socket.socket(fileno=line))
         self._ports = ports
-        self._session = AgentSession()
+        self._notes = notes
+        self._session = AgentSession(life=domain.life, known=notes.agent_was_ready)
         self._ready = trio.Event()
         self._to_send = trio.Event()
         self._running: dict[CommandId, _Running] = {}
@@ -126,6 +128,7 @@ class Commands:
         for event in events:
             match event:
                 case Ready(release=release, boot_id=boot_id, trouble=trouble):
+                    self._notes.note_agent_ready()
                     self._domain.log.info("guest.ready", release=release, boot_id=boot_id, trouble=trouble)
                     self._ready.set()
                 case Stopping(mode=mode):

@@ -4,21 +4,25 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from domains.frontends.backing import Backing
 from domains.frontends.blkfront import BlkfrontLoop, VbdFront
+from domains.guests.reaper import socket_path
 from domains.runtime.domain import Call, Domain
 from domains.runtime.numbers import Numbers
 from domains.runtime.turn import wait_turn
+from kernel.abi.guest_config import MIB
 from kernel.abi.hypercalls import Access, ChannelKind, EvtchnAllocUnbound, GnttabGrant, XenbusConnect, XenbusFault
 from kernel.abi.ids import GrantRef, Peer, Port, VbdHandle
+from kernel.abi.io.blkif import RING_BYTES, SMALL_RING_BYTES
 from kernel.abi.roles import GuestVbd
 from kernel.abi.status import Refused
 from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn
 
-__all__ = ["Disks", "listen_for_guest"]
+__all__ = ["Disks", "size_of_rings"]
 
 SPARE_AFTER_S = 0.1
 """A spare ring is made only so long after the last one was taken: its milliseconds of CPU would come just when the
@@ -34,14 +38,11 @@ class _Ring:
     port: Port
 
 
-def listen_for_guest(vbd: GuestVbd, folder: str) -> tuple[str, socket.socket]:
-    """The vhost-user socket to which the guest's kernel connects for a disk: its path, in a folder of the jail, and
-    its listening end."""
-    path = f"{folder}/{vbd.vdev}.sock"
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(path)
-    listening.listen(1)
-    return path, listening
+def size_of_rings(memory_mib: int, vbds: int) -> int:
+    """Of either grant of a ring: large, unless a guest's rings would take more than its memory once more. Each vbd has
+    one for the backend that serves and one for its standby, and the guest one to spare."""
+    large = (2 * vbds + 1) * 2 * RING_BYTES
+    return RING_BYTES if large <= memory_mib * MIB else SMALL_RING_BYTES
 
 
 class Disks:
@@ -52,7 +53,9 @@ class Disks:
         domain: Domain,
         nursery: trio.Nursery,
         vbds: list[GuestVbd],
+        ring_bytes: int,
         ports: Numbers,
+        refs: Numbers,
         on_guest_fault: Callable[[str], None],
         folder: str,
     ) -> None:
@@ -60,7 +63,8 @@ class Disks:
         self._nursery = nursery
         self._ports = ports
         self._on_guest_fault = on_guest_fault
-        self._refs = Numbers()
+        self._refs = refs
+        self._new_backing = partial(Backing.create, ring_bytes)
         self._rings: dict[tuple[VbdHandle, Peer], _Ring] = {}
         self._bells: dict[Port, tuple[VbdHandle, Peer]] = {}
         self._spare: Backing | None = None
@@ -69,9 +73,10 @@ class Disks:
         self.paths: list[str] = []
         fronts = []
         for vbd in vbds:
-            path, listening = listen_for_guest(vbd, folder)
-            self.paths.append(path)
-            fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, listening))
+            self.paths.append(socket_path(folder, vbd))
+            line = socket.socket(fileno=domain.descriptors[f"vhost.{vbd.vdev}"])
+            in_flight = domain.descriptors[f"in-flight.{vbd.vdev}"]
+            fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, line, in_flight))
         self.loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)
 
     def start(self) -> None:
@@ -124,8 +129,8 @@ class Disks:
         return True
 
     def _take_spare(self) -> Backing:
-        """A ring made in advance if there is one: zeroing twelve megabytes would be part of every outage."""
-        backing, self._spare = self._spare or Backing.create(), None
+        """A ring made in advance if there is one: zeroing its megabytes would be part of every outage."""
+        backing, self._spare = self._spare or self._new_backing(), None
         self._nursery.start_soon(self._make_spare)
         return backing
 
@@ -136,7 +141,7 @@ class Disks:
             await trio.sleep(SPARE_AFTER_S)
             if self._spare is not None:
                 return
-            made = await trio.to_thread.run_sync(Backing.create)
+            made = await trio.to_thread.run_sync(self._new_backing)
             if self._spare is None:
                 self._spare = made
             else:

@@ -1,4 +1,4 @@
-"""The role of a guest: a reaper as PID 1, and beside it the actor that this process goes on as."""
+"""The role of a guest: a reaper as its first process, beside it the actor as which this one goes on, or the next."""
 
 import msgspec
 import trio
@@ -11,9 +11,9 @@ from kernel.abi.roles import GuestStart
 __all__ = ["main", "prepare"]
 
 
-def prepare(descriptors: dict[str, int]) -> None:
-    """Fork: the parent stays as the reaper, the child has a descriptor to it."""
-    descriptors["reaper"] = become_reaper(list(descriptors.values()))
+def prepare(descriptors: dict[str, int], config: bytes) -> int:
+    """Fork: the parent stays as the reaper, the child has what that keeps for it. How many actors there were before."""
+    return become_reaper(descriptors, msgspec.msgpack.decode(config, type=GuestStart))
 
 
 async def main(domain: Domain) -> None:

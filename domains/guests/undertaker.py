@@ -5,15 +5,21 @@ hypervisor's own. The undertaker is a child of the reaper's that waits for that.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import struct
 from typing import NoReturn
 
+from domains.runtime import libc
 from domains.runtime.jail import close_all_but
 
 __all__ = ["Undertaker", "end_group"]
 
+NAME = b"undertaker"
+"""As ps(1) shows it, beside a reaper and an actor that run the same program."""
+
+_PR_SET_NAME = 15
 _GROUP = struct.Struct("=i")
 
 
@@ -30,6 +36,7 @@ class Undertaker:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
+            _take_name()
             close_all_but([reading])
             _wait_and_end_all(reading)
         os.close(reading)
@@ -48,6 +55,11 @@ def end_group(group: int) -> None:
     """Kill all of a process group that are left."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
+
+
+def _take_name() -> None:
+    name = ctypes.create_string_buffer(NAME)
+    libc.prctl(_PR_SET_NAME, libc.address_of(name))
 
 
 def _wait_and_end_all(pipe: int) -> NoReturn:

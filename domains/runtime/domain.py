@@ -16,13 +16,17 @@ from kernel.abi.hypercalls import Pong, Started
 from kernel.abi.ids import Peer, RequestId
 from kernel.abi.log import Log
 from kernel.abi.status import KernelBug, Refused, Status
-from kernel.abi.upcalls import Ping, Reply, ReplyPart, Upcall
+from kernel.abi.upcalls import Ping, Reply, ReplyPart, SoftReset, Upcall
 
 __all__ = ["Answer", "Call", "Domain", "UpcallWithDescriptors", "open_domain"]
 
-UPCALL_BOUND = 256
-"""Upcalls waiting for the role's code. The hypervisor sends few; a role that takes none is hung, and its pings
-end it."""
+UPCALL_BOUND = 4096
+"""Upcalls waiting for the role's code, as many as the hypervisor keeps packets for a peer: the news of a thousand vbds.
+While there is no room the answers behind are not read either, and a role may be waiting for one of them."""
+
+LIFE_SHIFT = 20
+"""A process begins its hypercalls' numbers at its place among those of its incarnation, so far to the left: a late
+reply to the one before is not taken for its own."""
 
 _codec = Codec(Upcall)
 
@@ -55,8 +59,9 @@ class Domain:
     """This incarnation. Made by `open_domain`; lives as long as its `async with`."""
 
     def __init__(
-        self, name: str, peer: Peer, control: int, log: Log, config: bytes, descriptors: dict[str, int]
+        self, name: str, peer: Peer, control: int, log: Log, config: bytes, descriptors: dict[str, int], life: int = 0
     ) -> None:
+        """`life`: how many processes were this incarnation before. What is still on its way to them is not for us."""
         self.name = name
         self.peer = peer
         self.log = log
@@ -65,7 +70,9 @@ class Domain:
         self._control = Channel(control)
         self._pending: dict[RequestId, trio.MemorySendChannel[Answer]] = {}
         self._parts: dict[RequestId, list[bytes]] = {}
-        self._last_request = 0
+        self.life = life
+        self._last_request = life << LIFE_SHIFT & 0xFFFF_FFFF
+        self._for_us = life == 0
         self._to_role, self.upcalls = trio.open_memory_channel[UpcallWithDescriptors](UPCALL_BOUND)
 
     def close(self) -> None:
@@ -127,12 +134,17 @@ class Domain:
                             pass  # nobody waits for it any more
                         case Reply():
                             self._answered(message, descriptors)
+                        case SoftReset():
+                            self._for_us = True
                         case Undecodable():
                             raise KernelBug(f"the hypervisor sent {message}")
                         case _:
                             count = upcalls.DESCRIPTORS.get(type(message), 0)
                             taken, descriptors = descriptors[:count], descriptors[count:]
-                            await self._to_role.send(UpcallWithDescriptors(message, taken))
+                            if self._for_us:
+                                await self._to_role.send(UpcallWithDescriptors(message, taken))
+                            else:
+                                packet.close_all(taken)
                 packet.close_all(descriptors)
 
     async def _answer_ping(self, beat: Callable[[], Awaitable[None]], sequence: int) -> None:

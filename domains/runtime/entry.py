@@ -36,11 +36,11 @@ EXIT_ROLE_FAILED = 70
 def run(role: str, identity: Identity, descriptors: dict[str, int], config: bytes, jail: str) -> NoReturn:
     """Run `role`, a module with `async def main(domain)`, to its end; the process ends with it, exit status 0 or 70.
 
-    A role with a `prepare(descriptors)` has it called first, before there is a thread or a Trio run: it may fork.
+    A role with a `prepare(descriptors, config)` has it called first, before there is a thread or a Trio run: it may
+    fork, any number of times, and returns in each child, with how many there were before it.
     """
     module = importlib.import_module(role)
-    if hasattr(module, "prepare"):
-        module.prepare(descriptors)
+    life = module.prepare(descriptors, config) if hasattr(module, "prepare") else 0
     log = open_log(descriptors["log"])
     _dump_tasks_on_signal(log)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -48,7 +48,7 @@ def run(role: str, identity: Identity, descriptors: dict[str, int], config: byte
     try:
         log.info("domain.entered", role=role, jail=jail)
         domain = Domain(
-            identity.name, identity.peer, descriptors["control"], log, config, descriptors
+            identity.name, identity.peer, descriptors["control"], log, config, descriptors, life
         )
         trio.run(module.main, domain, strict_exception_groups=True)
     except (OSError, KernelBug, Exception) as error:

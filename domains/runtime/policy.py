@@ -30,8 +30,9 @@ _CLONE_NEW_ANY = 0x7E02_0080
 _TTY_INJECTIONS = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX put text into a terminal's input."""
 
-_HARMLESS_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x8008_1272, 0x1268)
-"""TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, BLKGETSIZE64, BLKSSZGET."""
+_DRIVER_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x8008_1272, 0x1268, 0x1277)
+"""TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, BLKGETSIZE64, BLKSSZGET; BLKDISCARD, which is to a block
+device what fallocate is to a file."""
 
 _HARMLESS_PRCTLS = (3, 15, 16, 0x5356_4D41, 0x5961_6D61)
 """PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_VMA (glibc names arenas), PR_SET_PTRACER (py-spy under Yama)."""
@@ -91,7 +92,7 @@ _GUEST_DENIES = {
 
 def _driver() -> Filter:
     verdicts: dict[int, Verdict] = {number: ALLOW for number in _DRIVER_CALLS}
-    verdicts[16] = one_of(1, _HARMLESS_IOCTLS, ALLOW, _EPERM)
+    verdicts[16] = one_of(1, _DRIVER_IOCTLS, ALLOW, _EPERM)
     verdicts[53] = one_of(0, (_AF_UNIX,), ALLOW, _EPERM)  # socketpair
     verdicts[56] = all_of(0, _CLONE_THREAD, _CLONE_NEW_ANY, ALLOW, _EPERM)
     verdicts[157] = one_of(0, _HARMLESS_PRCTLS, ALLOW, _EPERM)

@@ -8,8 +8,8 @@ from domains.virtio.queue import QueueFault, Segments
 from kernel.abi.io.blkif import SECTOR_BYTES
 
 __all__ = [
-    "HEADER", "MAX_DISCARD_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type", "config_space", "discarded",
-    "features", "parse", "write_serial",
+    "HEADER", "MAX_DISCARD_SECTORS", "MAX_ZEROES_SECTORS", "Request", "S_IOERR", "S_OK", "S_UNSUPP", "Type",
+    "config_space", "features", "parse", "parse_range", "write_serial",
 ]  # fmt: skip
 
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
@@ -25,13 +25,19 @@ size, for each costs a copy of its own: SIZE_MAX is not offered."""
 MAX_DISCARD_SECTORS = 1 << 22
 """2 GiB at once: a longer one would keep a vbd's other flushes waiting."""
 
-_F_SEG_MAX, _F_RO, _F_BLK_SIZE, _F_FLUSH, _F_DISCARD = 1 << 2, 1 << 5, 1 << 6, 1 << 9, 1 << 13
+MAX_ZEROES_SECTORS = 1 << 17
+"""64 MiB at once: where the file system beneath an image cannot make zeros by itself, so much is written."""
+
+_F_SEG_MAX, _F_RO, _F_BLK_SIZE, _F_FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
+_F_DISCARD, _F_WRITE_ZEROES = 1 << 13, 1 << 14
 
 HEADER = struct.Struct("<IIQ")
 """`struct virtio_blk_req` up to its data: type, reserved, sector."""
 _HEADER_BYTES, _HEADER_AT = HEADER.size, HEADER.unpack_from
-_DISCARD_SEGMENT = struct.Struct("<QII")
-"""`struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags (bit 0 UNMAP; must be 0 for a discard)."""
+_RANGE = struct.Struct("<QII")
+"""`struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags."""
+_UNMAP = 1
+"""Of its flags, for WRITE_ZEROES alone: the device may give the space back. All others must be 0."""
 
 _CONFIG = struct.Struct("<QIIHBBIBBHIBBHIIIIIB3x")
 """`struct virtio_blk_config` up to the write-zeroes fields, §5.2.4."""
@@ -45,6 +51,7 @@ class Type(enum.IntEnum):
     FLUSH = 4
     GET_ID = 8
     DISCARD = 11
+    WRITE_ZEROES = 13
 
 
 _IN, _KNOWN = int(Type.IN), frozenset(Type)
@@ -69,15 +76,15 @@ def features(*, read_only: bool) -> int:
     FLUSH without CONFIG_WCE is a write-back cache that stays one: the guest shows `write back` and sends flushes.
     """
     base = _F_SEG_MAX | _F_BLK_SIZE | _F_FLUSH
-    return base | (_F_RO if read_only else _F_DISCARD)
+    return base | (_F_RO if read_only else _F_DISCARD | _F_WRITE_ZEROES)
 
 
 def config_space(sectors: int) -> bytes:
     """The configuration space of a vbd of so many sectors."""
-    one_queue, one_segment, aligned_sectors = 1, 1, 8
+    one_queue, one_segment, aligned_sectors, may_unmap = 1, 1, 8, 1
     return _CONFIG.pack(
         sectors, 0, SEG_MAX, 0, 0, 0, SECTOR_BYTES, 0, 0, 0, 0, 1, 0, one_queue,
-        MAX_DISCARD_SECTORS, one_segment, aligned_sectors, 0, 0, 0,
+        MAX_DISCARD_SECTORS, one_segment, aligned_sectors, MAX_ZEROES_SECTORS, one_segment, may_unmap,
     )  # fmt: skip
 
 
@@ -123,17 +130,21 @@ def _split(view: memoryview, readable: Segments, writable: Segments) -> _Split:
     return _Split(kind, sector, tuple(outgoing), incoming, at + length - 1)
 
 
-def discarded(view: memoryview, segments: Segments, length: int) -> tuple[int, int, int]:
-    """Sector, bytes and status of a DISCARD with that data; the guest's words are read once."""
-    if length != _DISCARD_SEGMENT.size:
-        return 0, 0, S_IOERR
+def parse_range(view: memoryview, kind: int, segments: Segments, length: int) -> tuple[int, int, bool, int]:
+    """Sector, bytes, whether UNMAP is asked for, and status of a DISCARD or WRITE_ZEROES with that data.
+
+    The guest's words are read once.
+    """
+    most, known = (MAX_ZEROES_SECTORS, _UNMAP) if kind == Type.WRITE_ZEROES else (MAX_DISCARD_SECTORS, 0)
+    if length != _RANGE.size:
+        return 0, 0, False, S_IOERR
     raw = b"".join(view[at : at + size].tobytes() for at, size in segments)
-    sector, sectors, flags = _DISCARD_SEGMENT.unpack(raw)
-    if flags:
-        return 0, 0, S_UNSUPP
-    if not 0 < sectors <= MAX_DISCARD_SECTORS:
-        return 0, 0, S_IOERR
-    return sector, sectors * SECTOR_BYTES, S_OK
+    sector, sectors, flags = _RANGE.unpack(raw)
+    if flags & ~known:
+        return 0, 0, False, S_UNSUPP
+    if not 0 < sectors <= most:
+        return 0, 0, False, S_IOERR
+    return sector, sectors * SECTOR_BYTES, bool(flags & _UNMAP), S_OK
 
 
 def write_serial(view: memoryview, segments: Segments, serial: bytes) -> int:

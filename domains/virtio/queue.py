@@ -5,8 +5,10 @@ no correct driver does raises `QueueFault`: the guest's own device stops, and no
 """
 
 import struct
+from collections import deque
 from dataclasses import dataclass
 
+from domains.virtio.in_flight import COPY, LAST, InFlight
 from domains.virtio.memory import GuestMemory
 from kernel.abi.io.ring import make_fence
 
@@ -62,7 +64,16 @@ class QueueLayout:
 class SplitQueue:
     """The device's side of one queue. Raises QueueFault from every method that reads guest memory."""
 
-    def __init__(self, memory: GuestMemory, layout: QueueLayout, *, event_index: bool, next_available: int) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        layout: QueueLayout,
+        *,
+        event_index: bool,
+        next_available: int = 0,
+        in_flight: InFlight | None = None,
+    ) -> None:
+        """`in_flight`: a table that outlives this process. `begin` or `resume` comes next then, before all else."""
         _check_layout(layout, memory.size)
         size, view = layout.size, memory.view
         self.size = size
@@ -81,6 +92,22 @@ class SplitQueue:
         self._next = self._seen = next_available
         self._used = self._signalled = self._used_words[1]
         self._fence = make_fence()
+        self.in_flight = InFlight() if in_flight is None else in_flight
+        self._marks = self.in_flight.marks
+        self.again: deque[int] = deque()
+        """Heads of buffers that a predecessor took and did not give back, oldest first: read them anew with `chain`."""
+
+    def begin(self) -> None:
+        """The queue is new."""
+        self.in_flight.begin(self._used)
+
+    def resume(self) -> None:
+        """Go on from where another process was, which may have ended between any two of its stores."""
+        held = self.in_flight.recover(self._used)
+        if held is None:
+            raise QueueFault("used.idx was changed", f"idx {self._used}, {self._marks[COPY]} given back")
+        self.again.extend(held)
+        self._next = self._seen = (self._used + len(held)) & 0xFFFF
 
     @property
     def next_available(self) -> int:
@@ -89,7 +116,7 @@ class SplitQueue:
 
     def offers(self) -> bool:
         """Whether there is something to take. Where not, the guest will kick at the next buffer."""
-        return self._available[1] != self._next
+        return self._available[1] != self._next or len(self.again) > 0
 
     def take_plain(self) -> Plain | None:
         """The next buffer if it has the form that block drivers send most: an indirect table of three descriptors, each
@@ -121,14 +148,16 @@ class SplitQueue:
         position = self._next
         if position == self._seen and not self._look(position):
             return None
-        head = self._available[2 + (position & self._mask)]
+        taken = self.chain(self._available[2 + (position & self._mask)])
+        self._next = (position + 1) & 0xFFFF
+        return taken
+
+    def chain(self, head: int) -> Chain:
+        """The buffer at `head`, as the guest's descriptors have it now."""
         if head >= self.size:
             raise QueueFault("head out of range", f"head {head}, size {self.size}")
         first = _DESCRIPTOR_AT(self._view, self._table + 16 * head)
-        chain = self._indirect_chain(first) if first[2] & _INDIRECT else self._own_chain(first)
-        readable, writable = self._walk(chain)
-        self._next = (position + 1) & 0xFFFF
-        return head, readable, writable
+        return head, *self._walk(self._indirect_chain(first) if first[2] & _INDIRECT else self._own_chain(first))
 
     def _look(self, position: int) -> bool:
         """Read how far the guest's offers go."""
@@ -199,10 +228,14 @@ class SplitQueue:
         return self._available[1] == self._next
 
     def publish(self, head: int, written: int) -> None:
-        """Give a buffer back to the guest, with `written` bytes in its writable part."""
-        used = self._used
+        """Give a buffer back to the guest, with `written` bytes in its writable part. The order of the stores is what
+        `in_flight` stands on."""
+        used, marks = self._used, self._marks
+        marks[LAST] = head
         self._used_pairs[used & self._mask] = head | written << 32
-        self._used = self._used_words[1] = (used + 1) & 0xFFFF
+        self._used = self._used_words[1] = used = (used + 1) & 0xFFFF
+        marks[head] = 0
+        marks[COPY] = used
 
     def wants_signal(self) -> bool:
         """Whether the guest asks for an interrupt for what was published since the last call (§2.7.7.2)."""

@@ -1,23 +1,27 @@
 """The vhost-user protocol from the back end's side (QEMU, `docs/interop/vhost-user.rst`), for a device of one queue.
 
-`Session` decides: messages in, replies and events out, no socket. `Connection` acts: it reads the socket, counts,
-checks and closes descriptors. Whatever the front end sends that the protocol does not allow raises `ProtocolError` and
-ends the connection; the front end is the guest's own process, so nobody else is concerned.
+`Session` decides: messages in, replies and events out, no socket. Whatever the front end sends that the protocol does
+not allow raises `ProtocolError` and ends the connection; the front end is the guest's own process, so nobody else is
+concerned.
+
+What a session has come to is a few numbers (`Session.state`), from which a successor of the process that had it goes on
+(`Session.resume`), with the descriptors that the front end sent last of each kind.
 """
 
-import array
 import enum
-import os
-import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+import msgspec
+from msgspec import Struct
 
 from domains.virtio.queue import QueueLayout
 
 __all__ = [
-    "BaseAsked", "CallChanged", "Connection", "Event", "MemoryMapped", "Message", "ProtocolError", "QueueStarted",
-    "QueueStopped", "Reply", "Session",
+    "HEADER", "MAX_DESCRIPTORS", "MAX_PAYLOAD", "WITH_DESCRIPTORS", "BaseAsked", "CallChanged", "Code", "Event",
+    "MemoryMapped", "Message", "ProtocolError", "QueueResumed", "QueueStarted", "QueueStopped", "Reply", "Session",
+    "handed_on",
 ]  # fmt: skip
 
 VIRTIO_F_INDIRECT_DESC = 1 << 28
@@ -29,14 +33,15 @@ PROTOCOL_FEATURES = 0x229
 """MQ (which User-Mode Linux ignores), REPLY_ACK, SLAVE_REQ, CONFIG. Without CONFIG its probe fails, without SLAVE_REQ
 the disk does. Never INBAND_NOTIFICATIONS: with it a back end that stalls stops the guest's clock."""
 
-_HEADER = struct.Struct("<III")
+HEADER = struct.Struct("<III")
 _VERSION, _VERSION_MASK, _IS_REPLY, _NEEDS_REPLY = 1, 3, 1 << 2, 1 << 3
 _NO_DESCRIPTOR = 1 << 8
-_MAX_PAYLOAD = 8 + 8 * 32
 _MAX_CONFIG = 256
-_MAX_DESCRIPTORS = 8
+MAX_DESCRIPTORS = 8
 _U64, _VRING_STATE, _VRING_ADDRESS = struct.Struct("<Q"), struct.Struct("<II"), struct.Struct("<IIQQQQ")
 _REGIONS, _REGION, _CONFIG = struct.Struct("<II"), struct.Struct("<QQQQ"), struct.Struct("<III")
+MAX_PAYLOAD = _CONFIG.size + _MAX_CONFIG
+"""Of the longest message, GET_CONFIG."""
 
 
 class ProtocolError(Exception):
@@ -80,10 +85,10 @@ _PAYLOADS = {
 }  # fmt: skip
 """Bytes of payload; the others' depend on their contents."""
 
-_WITH_DESCRIPTORS = frozenset(
+WITH_DESCRIPTORS = frozenset(
     {Code.SET_MEM_TABLE, Code.SET_VRING_KICK, Code.SET_VRING_CALL, Code.SET_VRING_ERR, Code.SET_BACKEND_REQ_FD}
 )
-_RESERVED = 0x1234_5678
+"""The messages that carry descriptors; of each kind the last one's count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,15 @@ class QueueStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueResumed:
+    """Serve the queue that another process has served, from where it was."""
+
+    layout: QueueLayout
+    event_index: bool
+    kick: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStopped:
     """Touch the queue no more."""
 
@@ -140,7 +154,22 @@ class BaseAsked:
     """Answer with `Session.base_reply`, after `QueueStopped`."""
 
 
-Event = Reply | MemoryMapped | QueueStarted | QueueStopped | CallChanged | BaseAsked
+Event = Reply | MemoryMapped | QueueStarted | QueueResumed | QueueStopped | CallChanged | BaseAsked
+
+
+class _State(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """All that a session has come to. `region`: user address, size, guest address, offset in the file. `served`: the
+    queue that runs, as `QueueLayout` has it, and whether with event index. `kick_waits`: one came for the next."""
+
+    features: int
+    region: tuple[int, int, int, int] | None
+    size: int
+    base: int
+    addresses: tuple[int, int, int] | None
+    enabled: bool
+    served: tuple[int, int, int, int, bool] | None
+    kick_waits: bool
+    stopped_at: int
 
 
 class Session:
@@ -152,13 +181,44 @@ class Session:
         )
         self._config = config
         self._features = 0
-        self._region: tuple[int, int] | None = None
+        self._region: tuple[int, int, int, int] | None = None
         self._size = 0
         self._base = 0
         self._addresses: tuple[int, int, int] | None = None
         self._kick = -1
         self._enabled = False
-        self._running = False
+        self._served: tuple[int, int, int, int, bool] | None = None
+        self.stopped_at = 0
+        """Index of the first buffer that was not taken of the queue that was stopped last."""
+
+    def state(self) -> bytes:
+        """What `resume` goes on from."""
+        return msgspec.msgpack.encode(
+            _State(
+                self._features, self._region, self._size, self._base, self._addresses, self._enabled, self._served,
+                self._kick >= 0, self.stopped_at,
+            )
+        )  # fmt: skip
+
+    def resume(self, state: bytes, held: Mapping[int, int]) -> list[Event]:
+        """Go on from another session's `state`. `held`: the descriptor that came last with each code; those that no
+        event hands on, and that are no `waiting_kick`, are of no use any more."""
+        was = msgspec.msgpack.decode(state, type=_State)
+        self._features, self._region, self._size, self._base = was.features, was.region, was.size, was.base
+        self._addresses, self._enabled, self._served = was.addresses, was.enabled, was.served
+        self.stopped_at = was.stopped_at
+        events: list[Event] = []
+        if was.region is not None:
+            _, size, base, offset = was.region
+            events.append(MemoryMapped(held[Code.SET_MEM_TABLE], base, size, offset))
+        if Code.SET_VRING_CALL in held:
+            events.append(CallChanged(held[Code.SET_VRING_CALL]))
+        if was.kick_waits:
+            self._kick = held[Code.SET_VRING_KICK]
+        if was.served is not None:
+            *layout, event_index = was.served
+            events.append(QueueResumed(QueueLayout(*layout), event_index, held[Code.SET_VRING_KICK]))
+        return events
 
     def take(self, message: Message) -> list[Event]:
         """What follows from one message. Raises ProtocolError; the descriptors are then still the caller's."""
@@ -221,9 +281,9 @@ class Session:
                 yield from self._stop()
                 yield BaseAsked()
 
-    def base_reply(self, next_available: int) -> Reply:
-        """The answer to `BaseAsked`."""
-        return _reply(Code.GET_VRING_BASE, _VRING_STATE.pack(0, next_available))
+    def base_reply(self) -> Reply:
+        """The answer to `BaseAsked`, once `stopped_at` is right."""
+        return _reply(Code.GET_VRING_BASE, _VRING_STATE.pack(0, self.stopped_at))
 
     @property
     def waiting_kick(self) -> int:
@@ -231,19 +291,20 @@ class Session:
         return self._kick
 
     def _start(self) -> Iterator[Event]:
-        if self._running or self._kick < 0 or not self._enabled:
+        if self._served is not None or self._kick < 0 or not self._enabled:
             return
         if self._addresses is None:
             raise ProtocolError("a queue starts without addresses")
         descriptors, used, available = self._addresses
         layout = QueueLayout(self._size, descriptors, available, used)
         kick, self._kick = self._kick, -1
-        self._running = True
-        yield QueueStarted(layout, self._base, bool(self._features & VIRTIO_F_EVENT_IDX), kick)
+        event_index = bool(self._features & VIRTIO_F_EVENT_IDX)
+        self._served = self._size, descriptors, available, used, event_index
+        yield QueueStarted(layout, self._base, event_index, kick)
 
     def _stop(self) -> Iterator[Event]:
-        if self._running:
-            self._running = False
+        if self._served is not None:
+            self._served = None
             yield QueueStopped()
 
     def _memory(self, message: Message) -> MemoryMapped:
@@ -254,7 +315,7 @@ class Session:
         if regions != 1 or len(descriptors) != 1:
             raise ProtocolError("one memory region is supported", f"{regions}, {len(descriptors)} descriptors")
         base, size, user_address, offset = _REGION.unpack_from(payload, _REGIONS.size)
-        self._region = user_address, size
+        self._region = user_address, size, base, offset
         self._addresses = None
         return MemoryMapped(descriptors[0], base, size, offset)
 
@@ -264,7 +325,7 @@ class Session:
             raise ProtocolError("one queue without a log is supported", f"queue {index}, flags {flags:#x}")
         if self._region is None:
             raise ProtocolError("queue addresses before a memory table")
-        user_address, size = self._region
+        user_address, size, _, _ = self._region
         for address in (descriptors, used, available):
             if not 0 <= address - user_address < size:
                 raise ProtocolError("queue outside memory", f"user address {address:#x}")
@@ -290,13 +351,13 @@ def _check(message: Message) -> Code:
     expected = _PAYLOADS.get(code)
     if expected is not None and len(message.payload) != expected:
         raise ProtocolError("payload of a wrong length", f"{code.name}, {len(message.payload)} bytes, not {expected}")
-    if message.descriptors and code not in _WITH_DESCRIPTORS:
+    if message.descriptors and code not in WITH_DESCRIPTORS:
         raise ProtocolError("descriptors where none belong", f"{code.name}, {len(message.descriptors)}")
     return code
 
 
 def _reply(code: Code, payload: bytes) -> Reply:
-    return Reply(_HEADER.pack(code, _VERSION | _IS_REPLY, len(payload)) + payload)
+    return Reply(HEADER.pack(code, _VERSION | _IS_REPLY, len(payload)) + payload)
 
 
 def _subset(payload: bytes, offered: int) -> int:
@@ -323,89 +384,12 @@ def _descriptor(message: Message) -> int:
     return -1 if absent else message.descriptors[0]
 
 
-class Connection:
-    """The socket to one front end. Never blocks; takes one message at a time, so that descriptors stay with theirs."""
-
-    def __init__(self, sock: socket.socket, session: Session) -> None:
-        sock.setblocking(False)
-        self.socket = sock
-        self.session = session
-        self._buffer = b""
-        self._descriptors: list[int] = []
-        self._held: set[int] = set()
-        self._channel = -1
-
-    def receive(self) -> list[Event] | None:
-        """What one message leads to; None while it is incomplete. Raises ProtocolError, EOFError at the end."""
-        if not self._fill(_HEADER.size):
-            return None
-        code, flags, size = _HEADER.unpack_from(self._buffer)
-        if size > max(_MAX_PAYLOAD, _CONFIG.size + _MAX_CONFIG):
-            raise ProtocolError("payload too long", f"type {code}, {size} bytes")
-        if not self._fill(_HEADER.size + size):
-            return None
-        message = Message(code, flags, self._buffer[_HEADER.size :], tuple(self._descriptors))
-        events = self.session.take(message)
-        self._buffer, self._descriptors = b"", []
-        self._settle(message, events)
-        return events
-
-    def _settle(self, message: Message, events: list[Event]) -> None:
-        """Close every descriptor that is neither handed on nor still needed."""
-        handed_on = {_handed_on(event) for event in events}
-        if message.code == Code.SET_BACKEND_REQ_FD and message.descriptors:
-            self._channel = message.descriptors[0]
-        ours = (self._held | set(message.descriptors)) - handed_on
-        self._held = ours & {self.session.waiting_kick, self._channel}
-        for descriptor in ours - self._held:
-            os.close(descriptor)
-
-    def _fill(self, length: int) -> bool:
-        """Read until the buffer has `length` bytes."""
-        while len(self._buffer) < length:
-            try:
-                data, ancillary, flags, _ = self.socket.recvmsg(
-                    length - len(self._buffer), socket.CMSG_SPACE(_MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                return False
-            except ConnectionError:
-                raise EOFError from None
-            for level, kind, raw in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    self._descriptors.extend(array.array("i", raw[: len(raw) - len(raw) % 4]))
-            if flags & socket.MSG_CTRUNC:
-                raise ProtocolError("too many descriptors", f"more than {_MAX_DESCRIPTORS}")
-            if not data:
-                raise EOFError
-            self._buffer += data
-        return True
-
-    def send(self, reply: Reply) -> None:
-        """Answer. Raises ProtocolError when the front end does not read its answers, EOFError when it is gone."""
-        try:
-            sent = self.socket.send(reply.data, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            raise ProtocolError("answers are not read") from None
-        except OSError:
-            raise EOFError from None
-        if sent != len(reply.data):
-            raise ProtocolError("answers are not read")
-
-    def close(self) -> None:
-        """End it, with every descriptor that was not handed on."""
-        self.socket.close()
-        for descriptor in (*self._descriptors, *self._held):
-            os.close(descriptor)
-        self._descriptors, self._held = [], set()
-
-
-def _handed_on(event: Event) -> int:
+def handed_on(event: Event) -> int:
     """The descriptor that whoever acts on the event now owns; -1 for none."""
     match event:
         case MemoryMapped(descriptor=descriptor):
             return descriptor
-        case QueueStarted(kick=kick):
+        case QueueStarted(kick=kick) | QueueResumed(kick=kick):
             return kick
         case CallChanged(call=call):
             return call

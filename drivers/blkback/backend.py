@@ -5,15 +5,16 @@ No files and no clock here: a request is what `REQUEST` unpacked, read once from
 
 from dataclasses import dataclass
 
-from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, Op, RspStatus
 
 __all__ = ["Disk", "Fields", "FrontendBroken", "decide"]
 
 Fields = tuple[int, int, int, int, int, int]
 """`id, op, flags, length, sector, place`, as in `kernel.abi.io.blkif.REQUEST`."""
 
-_READ, _WRITE, _FLUSH, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.DISCARD)
+_READ, _WRITE, _FLUSH = int(Op.READ), int(Op.WRITE), int(Op.FLUSH)
 _TRANSFERS = frozenset({_READ, _WRITE})
+_RANGES = frozenset({int(Op.DISCARD), int(Op.WRITE_ZEROES), int(Op.ZERO_UNMAP)})
 _OK, _RANGE = int(RspStatus.OK), int(RspStatus.RANGE)
 _READ_ONLY, _UNSUPPORTED = int(RspStatus.READ_ONLY), int(RspStatus.UNSUPPORTED)
 
@@ -29,10 +30,11 @@ class FrontendBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A vbd as the hypervisor attached it: sectors of 512 bytes."""
+    """A vbd as the hypervisor attached it, in sectors of 512 bytes, and the size of its frontend's grants."""
 
     sectors: int
     read_only: bool
+    ring_bytes: int
 
 
 def decide(request: Fields, disk: Disk) -> int:
@@ -43,13 +45,13 @@ def decide(request: Fields, disk: Disk) -> int:
     if op in _TRANSFERS:
         if not 0 < length <= MAX_BYTES:
             raise FrontendBroken("wrong length", f"op {op}, length {length}")
-        if place < POOL_AT or place + length > RING_BYTES:
+        if place < POOL_AT or place + length > disk.ring_bytes:
             raise FrontendBroken("place outside the pool", f"op {op}, place {place}, length {length}")
     elif op == _FLUSH:
         if length or place:
             raise FrontendBroken("flush with data", f"length {length}, place {place}")
         return _OK
-    elif op != _DISCARD:
+    elif op not in _RANGES:
         return _UNSUPPORTED
     if sector + (length >> 9) > disk.sectors:
         return _RANGE

@@ -1,6 +1,6 @@
-"""What may take long on an image, in a thread of its own for each vbd: flush and discard keep nobody else waiting."""
+"""What may take long on an image, in a thread of its own for each vbd: flushes, discards and zeros keep nobody else
+waiting."""
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -10,22 +10,15 @@ from queue import SimpleQueue
 
 from drivers.blkback.errors import status_of
 from drivers.blkback.ring import BackRing
+from drivers.blkback.zeroes import discard, write_zeroes
 from kernel.abi.io.blkif import Op, RspStatus
 
 __all__ = ["Flusher", "Job"]
 
-_PUNCH_HOLE = 0x01 | 0x02
-"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = _libc.fallocate
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_fallocate.restype = ctypes.c_int
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A FLUSH or DISCARD that came by `ring`; `offset` and `length` in bytes."""
+    """A request that moves no data, as it came by `ring`; `offset` and `length` in bytes."""
 
     ring: BackRing
     ident: int
@@ -68,19 +61,20 @@ class Flusher:
 
     def _do(self, op: int, jobs: list[Job]) -> None:
         if op == Op.FLUSH:
-            self._done(jobs, self._flush())
+            self._done(jobs, self._status(jobs[0]))
             return
         for job in jobs:
-            self._done([job], self._discard(job))
+            self._done([job], self._status(job))
 
-    def _flush(self) -> int:
+    def _status(self, job: Job) -> int:
+        """Do a job; what its answer is."""
         try:
-            os.fdatasync(self._image)
+            if job.op == Op.FLUSH:
+                os.fdatasync(self._image)
+            elif job.op == Op.DISCARD:
+                discard(self._image, job.offset, job.length)
+            else:
+                write_zeroes(self._image, job.offset, job.length, unmap=job.op == Op.ZERO_UNMAP)
         except OSError as error:
             return status_of(error)
-        return RspStatus.OK
-
-    def _discard(self, job: Job) -> int:
-        if job.length and _fallocate(self._image, _PUNCH_HOLE, job.offset, job.length):
-            return status_of(OSError(ctypes.get_errno(), "fallocate"))
         return RspStatus.OK

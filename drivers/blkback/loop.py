@@ -35,11 +35,13 @@ class _Served:
 
     def __init__(self, handle: VbdHandle) -> None:
         self.handle = handle
-        self.disk = Disk(0, True)
+        self.disk = Disk(0, True, 0)
         self.ring: BackRing | None = None
         self.image = -1
         self.flusher: Flusher | None = None
         self.batch = BATCH
+        self.flush_failed = self.untold = _OK
+        """How the last flush that failed did; and the same, until it is told on the ring in use."""
 
 
 class ServeLoop:
@@ -95,7 +97,7 @@ class ServeLoop:
         finally:
             os.close(out_fd)
             os.close(in_fd)
-        self._loop.submit(partial(self._connect, handle, Disk(sectors, read_only), ring))
+        self._loop.submit(partial(self._connect, handle, Disk(sectors, read_only, ring.size_bytes), ring))
 
     def activate(self, handle: VbdHandle, image_fd: int) -> None:
         """Serve the vbd from this image, whose descriptor is ours from now on (`VbdImage`)."""
@@ -114,7 +116,7 @@ class ServeLoop:
     def _connect(self, handle: VbdHandle, disk: Disk, ring: BackRing) -> None:
         vbd = self._vbds.setdefault(handle, _Served(handle))
         self._drop_ring(vbd)
-        vbd.disk, vbd.ring = disk, ring
+        vbd.disk, vbd.ring, vbd.untold = disk, ring, vbd.flush_failed
         self._find_serving()
         self._loop.watch(ring.doorbell.fileno(), partial(self._rung, ring))
 
@@ -240,8 +242,18 @@ class ServeLoop:
         self._loop.wake()
 
     def _answer_flushes(self, vbd: _Served, jobs: list[Job], status: int) -> None:
-        """Answer those that the ring in use has asked for. An earlier ring is gone, and nobody waits there."""
+        """Answer those that the ring in use has asked for. An earlier ring is gone, and nobody waits there.
+
+        A failed flush is told once on each ring: the kernel tells a write-back error once, and whoever was to pass it
+        on from an earlier ring may have died before it did.
+        """
+        flushes = jobs[0].op == Op.FLUSH
+        if flushes:
+            vbd.flush_failed = status or vbd.flush_failed
+            status = vbd.untold = status or vbd.untold
         words = [job.ident | status << 16 for job in jobs if job.ring is vbd.ring]
+        if flushes and words:
+            vbd.untold = _OK
         if self._faults:
             self._faults.hit("io")
         if vbd.ring is not None and words:

@@ -3,7 +3,9 @@
 Trio takes upcalls; the rings are served by a loop of their own, in a thread beside it.
 """
 
+import ctypes
 import socket
+import threading
 
 import msgspec
 import trio
@@ -28,6 +30,12 @@ from kernel.abi.upcalls import Misbehave, ShutdownRequested, VbdAttached, VbdDet
 
 __all__ = ["REHEARSAL", "main"]
 
+STACK_BYTES = 512 << 10
+"""Of a thread's. Each vbd that flushes has one, and a thousand of the usual 8 MiB are no address space to spare."""
+_M_ARENA_MAX = -8
+"""`malloc.h`: how many arenas the C library may make. Each takes 64 MiB of address space, one for each new thread up to
+eight times the CPUs, and is of no use to threads that hold one interpreter lock."""
+
 _NOBODY = Peer(DomId(0), Generation(0))
 REHEARSAL = (
     VbdAttached(VbdHandle(0), sectors=0, read_only=True),
@@ -38,6 +46,8 @@ REHEARSAL = (
 
 async def main(domain: Domain) -> None:
     """Serve until the hypervisor ends us."""
+    threading.stack_size(STACK_BYTES)
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     start = msgspec.msgpack.decode(domain.config, type=DriverStart)
     async with trio.open_nursery() as nursery:
         backend = Blkback(domain, nursery, faults_allowed=start.faults)
@@ -95,11 +105,13 @@ class Blkback:
                 self._misbehave(what, count)
 
     async def _connect(self, ring: VbdRing) -> None:
-        """Map a frontend's ring, bind its doorbell, and say so."""
+        """Map a frontend's ring, bind its doorbell, and say so. One that had a ring is another process now: the
+        hypervisor has freed the port of the earlier ring."""
         vbd = self._attached.get(ring.handle)
         if vbd is None:
             return
         self._points.hit("connect")
+        self._numbers.give_back(self._ports.pop(ring.handle, 0))
         port = self._numbers.take()
         calls = [
             Call(GnttabMap, {"owner": ring.frontend, "ref": ring.out_ref, "access": Access.READ}),

@@ -1,5 +1,6 @@
 """The backend's end of the block ring."""
 
+import os
 import socket
 
 from domains.runtime.doorbell import Doorbell
@@ -14,8 +15,9 @@ from kernel.abi.io.blkif import (
     RING_BYTES,
     SLOT_MASK,
     SLOTS,
+    SMALL_RING_BYTES,
 )
-from kernel.abi.io.ring import COUNT_MASK, check_sealed, make_fence, passes
+from kernel.abi.io.ring import COUNT_MASK, Unsealed, check_sealed, make_fence, passes
 
 __all__ = ["BackRing"]
 
@@ -28,8 +30,11 @@ class BackRing:
 
     def __init__(self, out_fd: int, in_fd: int, doorbell: socket.socket) -> None:
         """Map both grants; the descriptors stay the caller's, the doorbell is ours. Raises Unsealed."""
-        self.out_view = check_sealed(out_fd, RING_BYTES, writable=False)
-        self.in_view = check_sealed(in_fd, RING_BYTES, writable=True)
+        self.size_bytes = os.fstat(out_fd).st_size
+        if self.size_bytes not in (RING_BYTES, SMALL_RING_BYTES):
+            raise Unsealed(f"{self.size_bytes} bytes, not {RING_BYTES} nor {SMALL_RING_BYTES}")
+        self.out_view = check_sealed(out_fd, self.size_bytes, writable=False)
+        self.in_view = check_sealed(in_fd, self.size_bytes, writable=True)
         self.doorbell = Doorbell(doorbell)
         self._out_words = self.out_view[:REQUESTS_AT].cast("I")
         self._in_words = self.in_view[:RESPONSES_AT].cast("I")

@@ -40,8 +40,8 @@ class Action(enum.StrEnum):
 
 
 class DiskConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """One virtual block device: `target` image, `vdev` as the guest names it, `access` r or w, `backend` driver
-    domain."""
+    """One virtual block device: `target`, a raw image or a block device of the host's; `vdev` as the guest names it;
+    `access`; `backend`, a driver domain."""
 
     target: Path
     vdev: Annotated[str, Meta(pattern=r"^vd[a-p]\Z")]

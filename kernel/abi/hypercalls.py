@@ -36,6 +36,7 @@ __all__ = [
     "PauseDone",
     "Pong",
     "SchedShutdown",
+    "SchedSoftReset",
     "ShutdownReason",
     "Started",
     "SysctlInject",
@@ -131,6 +132,20 @@ class SchedShutdown(Struct, tag=0x10, array_like=True, frozen=True, forbid_unkno
     request: Request
     reason: ShutdownReason
     detail: Detail
+
+
+class SchedSoftReset(Struct, tag=0x11, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The caller's process has died and another has taken its place, in the same incarnation (`SHUTDOWN_soft_reset`).
+
+    Caller:  a guest's reaper, after the last word of the one process and before the first of the other. No answer but
+    `SoftReset`.
+    Promise: every port, grant and ring of the caller's is gone, whoever shared one is told `PeerReset`, the ping that
+    was on its way counts as answered. After `SoftReset` each backend of each vbd is offered anew, and those who serve
+    are said to be active. A backend keeps its images: it serves the next ring in the place of the earlier one.
+    Fault:   none; `how` is for the log, the end of the process before.
+    """
+
+    how: Annotated[str, Meta(max_length=128)]
 
 
 class EvtchnAllocUnbound(Struct, tag=0x18, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -266,7 +281,8 @@ class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknow
     Caller:  Dom0.
     Promise: an OK carries the new domid; anything else has left nothing behind.
     Errors:  EEXIST the name is taken, ENOENT a file or driver is missing, EBUSY another holds an image, EINVAL the
-             configuration cannot be, ENOMEM. The reply's `why` is one line for the administrator.
+             configuration cannot be, ENOSPC a driver serves all the disks that it can, ENOMEM. The reply's `why` is one
+             line for the administrator.
     """
 
     request: Request
@@ -387,6 +403,7 @@ Hypercall = (
     | PauseDone
     | Version
     | SchedShutdown
+    | SchedSoftReset
     | EvtchnAllocUnbound
     | EvtchnBindInterdomain
     | EvtchnClose

@@ -17,6 +17,8 @@ class LogEvent(NamedTuple):
 
 
 LOG_EVENTS = {
+    "actor.died": LogEvent("the process of a guest's devices is gone; its reaper has forked another", "how"),
+    "actor.started": LogEvent("a successor serves the guest's devices; the guest goes on", "number"),
     "admin.asked": LogEvent("an administrator asked for something", "uid what name"),
     "admin.refused": LogEvent("an administrator, or what it asked for, was refused", "uid status why sessions"),
     "agent.broke_abi": LogEvent("a guest's actor sent Dom0 what is no message about a command", "guest peer what"),
@@ -28,10 +30,11 @@ LOG_EVENTS = {
     "domain.entered": LogEvent("an incarnation's own first word", "role jail"),
     "domain.failed": LogEvent("an incarnation's code raised what nobody handled", "error traceback"),
     "domain.faulted": LogEvent("an incarnation broke the ABI and is ended", "name peer what evidence"),
-    "domain.hung": LogEvent("an incarnation answered no ping in time and is ended", "name peer silent_s"),
+    "domain.hung": LogEvent("an incarnation gave no pong in time; it, or its actor, is ended", "name peer silent_s"),
     "domain.last_words_unreadable": LogEvent("what a dead incarnation had sent broke the ABI", "peer what"),
     "domain.sampled": LogEvent("where the threads of a hung incarnation were", "name peer threads"),
     "domain.shut_down": LogEvent("an incarnation says that its work has ended", "name peer reason detail"),
+    "domain.soft_reset": LogEvent("an incarnation goes on in another process, with new rings", "name peer how"),
     "domain.started": LogEvent("an incarnation takes upcalls", "name peer"),
     "domain.tasks_dumped": LogEvent("where the Trio tasks of this, hung, incarnation wait", "tasks"),
     "domain.uninterruptible": LogEvent("a silent incarnation is in uninterruptible sleep; waited for", "name peer"),

@@ -15,7 +15,7 @@ from kernel.abi.status import DomainFault
 __all__ = ["MAX_DESCRIPTORS", "Packet", "close_all", "pair", "receive", "send"]
 
 MAX_DESCRIPTORS = 64
-"""In one packet. Linux allows 253 (SCM_MAX_FD); the largest set of ours is a guest's, with sixteen disks."""
+"""In one packet. Linux allows 253 (SCM_MAX_FD); what comes for a vbd comes in packets of its own, with one or two."""
 
 _INT_BYTES = array.array("i").itemsize
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT_BYTES)

@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 MAX_FDS = 64
-"""Descriptors that one child may be born with. A guest's reaper with 16 disks needs 40; SCM_RIGHTS carries 253."""
+"""Descriptors that one child may be born with. A guest needs five, whatever its disks; SCM_RIGHTS carries 253."""
 
 FIRST_UID = 100_000
 """Where a hypervisor of root runs its domains: host uid `FIRST_UID + domid`, above what `useradd` gives out."""

@@ -20,10 +20,12 @@ __all__ = [
     "Misbehave",
     "PauseRequested",
     "PeerDied",
+    "PeerReset",
     "Ping",
     "Reply",
     "ReplyPart",
     "ShutdownRequested",
+    "SoftReset",
     "Upcall",
     "VbdAttached",
     "VbdConnected",
@@ -82,6 +84,18 @@ class PauseRequested(Struct, tag=0x85, array_like=True, frozen=True, forbid_unkn
 
     sequence: U32
     paused: bool
+
+
+class SoftReset(Struct, tag=0x86, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `SchedSoftReset`: what came before this was for the process that has died, what comes after it is for
+    its successor."""
+
+
+class PeerReset(Struct, tag=0x87, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """An incarnation that shared a port with the caller lives, but its process was replaced: ports and grants are gone
+    as if it had died."""
+
+    peer: Peer
 
 
 class EvtchnConnected(Struct, tag=0x88, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -185,8 +199,10 @@ Upcall = (
     | ReplyPart
     | Ping
     | PeerDied
+    | PeerReset
     | ShutdownRequested
     | PauseRequested
+    | SoftReset
     | EvtchnConnected
     | VbdAttached
     | VbdRing

@@ -74,6 +74,11 @@ class Pausing:
             self.holders.clear()
         return None if why else self._next()
 
+    def again(self) -> Ask | None:
+        """The actor is another process, which has heard nothing: its last order once more, where that is under way or
+        has the guest stand still."""
+        return None if self.stand is Stand.RUNNING else Ask(self._sequence, self.stand is not Stand.UNPAUSING)
+
     def _next(self) -> Ask | None:
         wanted = bool(self.holders)
         if not self.settled or wanted == (self.stand is Stand.PAUSED):

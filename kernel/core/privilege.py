@@ -17,6 +17,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.PauseDone: frozenset({Kind.GUEST}),
     h.Version: _EVERYBODY,
     h.SchedShutdown: _EVERYBODY,
+    h.SchedSoftReset: frozenset({Kind.GUEST}),
     h.EvtchnAllocUnbound: _EVERYBODY,
     h.EvtchnBindInterdomain: _EVERYBODY,
     h.EvtchnClose: _EVERYBODY,

@@ -22,6 +22,8 @@ GUESTS = BASICS | {"memfd", "guest-kernel", "guest-modules", "initramfs"}
 
 PROMISES = {
     "a driver that crashes, hangs or breaks its ring costs its guests a pause and nothing acknowledged": GUESTS,
+    "the process of a guest's devices that crashes or hangs costs it a pause and nothing acknowledged": GUESTS,
+    "a paused guest stands still and goes on where it was": GUESTS,
     "however the hypervisor ends, no process of it and no mount is left": BASICS,
     "no event of a domain that was killed is lost": BASICS,
     "no image has two writers": BASICS | {"ofd-locks"},

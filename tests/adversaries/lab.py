@@ -74,10 +74,7 @@ class Lab:
         cloned: Event = wait_until(lambda: self._living(name, since), f"a living {name}")
         log = EventLog(self.run / "log" / f"{name}.{cloned['peer'].partition('.')[2]}.jsonl")
         ready = log.wait("puppet.ready")
-        pid = cloned["pid"]
-        if name.startswith("puppet-guest"):
-            pid = next(process.pid for process in descendants_of(pid))
-        return Puppet(name, cloned["peer"], pid, ready["control"], ready["log"])
+        return Puppet(name, cloned["peer"], cloned["pid"], ready["control"], ready["log"])
 
     def driver_puppet(self, since: int = 0) -> Puppet:
         """The puppet that is a driver."""

@@ -79,7 +79,7 @@ class Puppet:
             os.close(self.log_pipe)
 
     def kill(self) -> None:
-        """SIGKILL to its process."""
+        """SIGKILL to its first process: of a guest that is the reaper."""
         os.kill(self.pid, signal.SIGKILL)
 
     def take_all(self) -> None:

@@ -54,6 +54,7 @@ PACKETS = {
     "an unknown call with number true": b"\x91\x92\x7f\xc3",
     "a good call, then one that is none": b"\x92\x92\x08\x01\x91\x08",
     "Started twice": encode([h.Started()]),
+    "a successor a hundred times over": encode([h.SchedSoftReset("x")] * 100),
     "detail of 513 characters": encode([h.SchedShutdown(1, h.ShutdownReason.CRASH, "x" * 513)]),  # type: ignore[arg-type]
     "no call but an upcall": b"\x91\x93\x80\x01\x00",
 }

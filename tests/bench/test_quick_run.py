@@ -31,7 +31,7 @@ def run_quickly(tmp_path, *groups):
 
 
 def test_every_row_without_a_second_back_end_is_measured(tmp_path):
-    run_quickly(tmp_path, "kills", "domain", "guest")
+    run_quickly(tmp_path, "kills", "actor", "domain", "guest")
     assert "| gap.kill.cold.p50 |" in (tmp_path / "out" / "RESULTS.md").read_text()
 
 

@@ -37,10 +37,12 @@ def test_an_image_smaller_than_a_sector_is_no_disk(tmp_path):
     assert "511 bytes" in refused.why
 
 
-def test_a_folder_a_fifo_and_a_device_are_no_images(tmp_path):
+def test_a_folder_a_fifo_and_a_character_device_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", type(tmp_path)("/dev/zero")):
-        assert refusal(path).status is Status.EINVAL
+        refused = refusal(path)
+        assert refused.status is Status.EINVAL
+        assert "or a block device" in refused.why
 
 
 def test_a_writer_shuts_everybody_else_out(image):

@@ -76,7 +76,7 @@ def manifest(
     standby: bool = False,
     restart: str = UNLIMITED,
     heartbeat: str = "{ interval_s = 0.1, deadline_s = 1.0 }",
-    address_space: int = 2048,
+    address_space: int = 16384,
     options: str = "{}",
     guests: str = "",
     shutdown_grace_s: float = 5.0,

@@ -1,4 +1,5 @@
-"""File systems that run out of space beneath an image: for errors that are the disk's own, not a stand-in's."""
+"""Block devices of a test's own, and file systems that run out of space beneath an image: for errors that are the
+disk's own, not a stand-in's."""
 
 import contextlib
 import errno
@@ -12,7 +13,7 @@ from pathlib import Path
 from tests.not_possible import not_possible
 from tests.promises.events import DEADLINE_S
 
-__all__ = ["FreezableDisk", "fill", "freezable_disk", "full_loop_device", "tmpfs"]
+__all__ = ["FreezableDisk", "fill", "freezable_disk", "full_loop_device", "loop_device", "mounted", "tmpfs"]
 
 MIB = 1 << 20
 
@@ -80,25 +81,33 @@ def full_loop_device(folder: Path, image_mib: int) -> Iterator[Path]:
         with backing.open("wb") as file:
             file.truncate(4 * image_mib * MIB)
         _run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=0", backing)
-        try:
-            loop = _run("losetup", "--find", "--show", backing)
-        except OSError as error:
-            not_possible(f"a loop device: {error.strerror}")
-        try:
-            with _mounted(loop, folder / "disk") as disk:
-                image = disk / "image"
-                with image.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, image_mib * MIB)
-                os.sync()
-                fill(small)
-                yield image
-                (small / "ballast").unlink()
-        finally:
-            _run("losetup", "--detach", loop)
+        with loop_device(backing) as loop, mounted(loop, folder / "disk") as disk:
+            image = disk / "image"
+            with image.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, image_mib * MIB)
+            os.sync()
+            fill(small)
+            yield image
+            (small / "ballast").unlink()
 
 
 @contextlib.contextmanager
-def _mounted(device: str | Path, folder: Path, options: str = "rw") -> Iterator[Path]:
+def loop_device(backing: Path, *options: str) -> Iterator[Path]:
+    """A block device that is that file."""
+    _need_root("a loop device")
+    try:
+        loop = _run("losetup", "--find", "--show", *options, backing)
+    except OSError as error:
+        not_possible(f"a loop device: {error.strerror}")
+    try:
+        yield Path(loop)
+    finally:
+        _run("losetup", "--detach", loop)
+
+
+@contextlib.contextmanager
+def mounted(device: Path, folder: Path, options: str = "rw") -> Iterator[Path]:
+    """The ext4 file system that is on a block device, or in a file with the option `loop`."""
     folder.mkdir()
     try:
         _run("mount", "-t", "ext4", "-o", options, device, folder)
@@ -139,7 +148,7 @@ def freezable_disk(folder: Path, image_mib: int) -> Iterator[FreezableDisk]:
     with backing.open("wb") as file:
         file.truncate((image_mib + 16) * MIB)
     _run("mke2fs", "-q", "-F", "-t", "ext4", backing)
-    with _mounted(backing, folder / "mounted", "loop") as mounted:
-        disk = FreezableDisk(mounted)
+    with mounted(backing, folder / "mounted", "loop") as filesystem:
+        disk = FreezableDisk(filesystem)
         disk.image.write_bytes(bytes(image_mib * MIB))
         yield disk

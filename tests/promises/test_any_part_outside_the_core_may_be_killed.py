@@ -87,7 +87,7 @@ def test_every_zygote_may_be_killed_under_a_guests_load(lab, guest):
     assert lab.run_in("after", "echo", "alive") == b"alive\n"
 
 
-def test_a_guests_actor_that_is_killed_is_that_guests_crash_alone(lab, guest, images):
+def test_a_guests_reaper_that_is_killed_is_that_guests_crash_alone(lab, guest, images):
     lab.create("victim", images("victim", 8))
     with verified_load(lab.client, guest):
         os.kill(lab.client.info("victim").pid, signal.SIGKILL)

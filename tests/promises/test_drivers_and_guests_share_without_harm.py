@@ -1,4 +1,4 @@
-"""Several guests on one driver, several disks in one guest, disks to be read only, and discard: all outlive it."""
+"""Several guests on one driver, several disks in one guest, disks to be read only, discard, zeros: all outlive it."""
 
 import pytest
 
@@ -86,13 +86,35 @@ def test_discarded_blocks_read_as_zeros_give_their_space_back_and_stay_so_when_t
     assert image.read_bytes() == bytes(3 << 20) + b"\xff" * (5 << 20)
 
 
-def test_flushes_and_discards_under_way_when_the_driver_dies_end_without_an_error(lab, images):
+@pytest.mark.parametrize("how", ["unmap", "allocated"])
+def test_zeros_that_a_guest_asks_for_are_there_and_stay_when_the_driver_dies(lab, images, how):
+    """With `unmap` their space is given back; without, the image keeps it."""
+    image = images(f"zeros-{how}", 8)
+    image.write_bytes(b"\xff" * (8 << 20))
+    lab.create("g", image)
+    for number in range(3):
+        before = image.stat().st_blocks
+        offset = number << 20
+        lab.run_in("g", "zero", "/dev/vda", str(offset + 512), str(1 << 20), *(["unmap"] if how == "unmap" else []))
+        freed = before - image.stat().st_blocks
+        assert (0 < freed <= (1 << 20) // 512) if how == "unmap" else freed == 0
+        lab.watch.kill()
+        block = str(offset // BLOCK + 1)
+        assert lab.run_in("g", "dd", "if=/dev/vda", "bs=4k", "count=1", f"skip={block}", "iflag=direct") == bytes(BLOCK)
+    assert image.read_bytes() == b"\xff" * 512 + bytes(3 << 20) + b"\xff" * ((5 << 20) - 512)
+    most = lab.run_in("g", "cat", "/sys/block/vda/queue/write_zeroes_max_bytes")
+    assert int(most) == 64 << 20, "a kernel that was told UNSUPPORTED sets it to 0, and writes zeros itself"
+
+
+def test_flushes_discards_and_zeros_under_way_when_the_driver_dies_end_without_an_error(lab, images):
     lab.create("g", images("flushed", 8))
     script = """
         trap 'exit 0' TERM
         while :; do
             dd if=/dev/zero of=/dev/vda bs=4k count=1 seek=1500 conv=notrunc,fsync 2>&1 || exit 1
             blkdiscard -o 7340032 -l 65536 /dev/vda || exit 1
+            zero /dev/vda 7405568 65536 || exit 1
+            zero /dev/vda 7405568 65536 unmap || exit 1
         done
     """
     with verified_load(lab.client, "g"), lab.client.command("g", ["sh", "-c", script]) as command:

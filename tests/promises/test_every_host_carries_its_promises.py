@@ -1,5 +1,5 @@
-"""As root and as an ordinary user, with the full jail and with the reduced one: a driver's crash and hang cost its
-guest nothing, and nothing is left of a guest or a hypervisor that goes."""
+"""As root and as an ordinary user, with the full jail and with the reduced one: a driver's or an actor's crash and hang
+cost their guest nothing, a guest can be paused, and nothing is left of a guest or a hypervisor that goes."""
 
 import os
 import signal
@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.promises.actors import actor_of, kill_actor, own_load, wait_actor_below, wait_actor_serves
 from tests.promises.events import wait_until
 from tests.promises.hosts import HOSTS, Host, folder_for, image_in
 from tests.promises.lab import DRIVER, GONE_S, Lab, start_lab
 from tests.promises.load import verified_load
 from tests.promises.processes import Process, descendants_of, links_of, wait_gone
+from tests.promises.standing import assert_stands_still, system_ticks
 
-KILLS = 5
+KILLS, ACTOR_KILLS = 5, 10
+BEATS = "heartbeat = { interval_s = 0.1, deadline_s = 0.5 }"
 
 
 def guest_folders_of(lab: Lab) -> list[Path]:
@@ -39,7 +42,7 @@ def folder(host) -> Iterator[Path]:
 
 
 def start(host: Host, folder: Path, name: str):
-    guests = f'ramdisk = "{folder}/guest/initramfs.cpio"\nlpj = "{folder}/guest/lpj"'
+    guests = f'ramdisk = "{folder}/guest/initramfs.cpio"\nlpj = "{folder}/guest/lpj"\n{BEATS}'
     run = folder / name
     run.mkdir(exist_ok=True)
     owner = folder.stat()
@@ -91,6 +94,35 @@ def test_a_killed_and_a_hung_driver_cost_its_guest_nothing(lab, guest):
     assert any("_hang" in line for line in sampled["threads"]), sampled
 
 
+def test_a_killed_and_a_hung_actor_cost_its_guest_a_pause(lab, guest):
+    with own_load(lab, guest):
+        for number in range(ACTOR_KILLS):
+            if number % 5 == 4:
+                lab.watch.kill()
+            wait_actor_serves(lab, guest, kill_actor(lab, guest))
+        since = lab.log.mark()
+        os.kill(actor_of(lab, guest), signal.SIGSTOP)
+        wait_actor_serves(lab, guest, since)
+    assert lab.client.info(guest).generation == 1
+    assert len(lab.log.all("domain.soft_reset", since, name=guest)) == 1
+    before = family_of(lab, guest)
+    lab.client.destroy(guest)
+    wait_gone(before, GONE_S)
+
+
+def test_a_paused_guest_stands_still_though_its_actor_and_driver_die_and_goes_on(lab, guest):
+    with own_load(lab, guest):
+        lab.client.pause(guest)
+        assert_stands_still(lab, guest)
+        wait_actor_serves(lab, guest, kill_actor(lab, guest))
+        lab.watch.kill()
+        assert_stands_still(lab, guest)
+        lab.client.unpause(guest)
+        before = system_ticks(lab, guest)
+        lab.run_in(guest, "sleep", "0.1")
+        assert sum(system_ticks(lab, guest).values()) > sum(before.values())
+
+
 def test_a_guest_reboots_and_is_destroyed_without_a_trace(lab, guest):
     first = family_of(lab, guest)
     lab.client.shutdown(guest, reboot=True, wait_s=20)
@@ -104,26 +136,28 @@ def test_a_guest_reboots_and_is_destroyed_without_a_trace(lab, guest):
 
 
 def parts_of(family: list[Process]) -> dict[str, Process]:
-    """A guest's processes that others depend on, by what they are. Only the reduced jail has an undertaker."""
+    """A guest's processes by what they are. Only the reduced jail has an undertaker."""
     reaper, *beneath = family
-    children = [process for process in beneath if process.parent == reaper.pid]
-    (system,) = [process for process in children if process.program == "linux.uml"]
-    children.remove(system)
-    names = ["actor"] if len(children) == 1 else ["undertaker", "actor"]
-    return {"reaper": reaper, "system": system, **dict(zip(names, children, strict=True))}
+    children = {process.pid: process for process in beneath if process.parent == reaper.pid}
+    parts = {"reaper": reaper, "actor": children.pop(wait_actor_below(reaper.pid))}
+    for process in children.values():
+        parts["system" if process.program == "linux.uml" else "undertaker"] = process
+    assert len(parts) == len(children) + 2
+    return parts
 
 
-def test_whatever_of_a_guest_is_killed_nothing_of_it_is_left(lab, host, folder):
-    """In the full jail the namespace does it, in the reduced jail the undertaker."""
+def test_whatever_a_guest_cannot_be_without_is_killed_nothing_of_it_is_left(lab, host, folder):
+    """In the full jail the namespace does it, in the reduced jail the undertaker. Actors are replaced meanwhile."""
     image = image_in(folder, "killed.img")
-    wanted = {"reaper", "system", "actor"} | ({"undertaker"} if host.jail == "reduced" else set())
-    for part in sorted(wanted):
+    vital = {"reaper", "system"} | ({"undertaker"} if host.jail == "reduced" else set())
+    for part in sorted(vital):
         since = lab.log.mark()
         lab.create("victim", image)
         lab.run_in("victim", "sh", "-c", "sleep 600 > /dev/null < /dev/null &")
+        wait_actor_serves(lab, "victim", kill_actor(lab, "victim"))
         family = family_of(lab, "victim")
         parts = parts_of(family)
-        assert parts.keys() == wanted
+        assert parts.keys() == vital | {"actor"}
         os.kill(parts[part].pid, signal.SIGKILL)
         lab.log.wait("guest.ended", since, name="victim", reason="crash")
         wait_gone(family, GONE_S)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.promises.actors import wait_actor_below
 from tests.promises.events import wait_until
 from tests.promises.lab import DRIVER, Lab
 from tests.promises.processes import children_of
@@ -116,6 +117,18 @@ def _dom0_pid(lab: Lab) -> int | None:
         return None
 
 
+def _kill_actors(scene: Scene) -> None:
+    """The process of its devices, of every guest at once."""
+    lab = scene.lab
+    wait_until(lambda: _dom0_pid(lab), "Dom0")
+    since = lab.log.mark()
+    guests = [domain for domain in lab.client.list() if domain.kind == "pv"]
+    for guest in guests:
+        os.kill(wait_actor_below(guest.pid or 0), signal.SIGKILL)
+    for guest in guests:
+        lab.log.wait("domain.soft_reset", since, name=guest.name)
+
+
 def _write_records(scene: Scene) -> None:
     for guest in scene.mortal:
         guest.write()
@@ -153,6 +166,7 @@ ACTS: dict[str, Act] = {
     "kill log keeper": _kill_keeper,
     "kill Dom0": _kill_dom0,
     "kill a guest's system": _kill_system,
+    "kill every actor": _kill_actors,
     "write records": _write_records,
     "come and go": _come_and_go,
 }

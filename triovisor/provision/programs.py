@@ -12,7 +12,7 @@ from triovisor.provision.files import SetupError, guest_folder, prune, publish
 
 __all__ = ["PROGRAMS", "build_programs"]
 
-PROGRAMS = ("agent", "init", "load", "records")
+PROGRAMS = ("agent", "init", "load", "records", "zero")
 """The names by which the one executable is called: guest/main.c."""
 
 COMPILER = "musl-gcc"

@@ -1,6 +1,6 @@
 """The block ring: how a frontend (a guest's actor) asks a backend (blkback) to read and write its vbd.
 
-Two grants for each backend incarnation, both owned by the frontend and made anew for every successor:
+Two grants for each backend incarnation, both owned by the frontend and made anew for every successor, of one size:
 
     `out`  frontend writes, backend may only read        `in`  backend writes, frontend reads
        0   header: req_prod, rsp_event                     0   header: rsp_prod, req_event
@@ -14,6 +14,9 @@ Who is to blame: the frontend for a wrong request (`decide` in `drivers/blkback/
 for a response to a request that it does not hold, an unknown status, or an index that runs ahead. Either says so
 by `XenbusFault` and takes nothing more from the other. Each reads what the other wrote once, into locals, and decides
 on the copy.
+
+An operation is added under a new number, and no number changes its meaning, so the ABI's version stays: a backend that
+does not know it answers `UNSUPPORTED`, which a guest's kernel is told of, and does without (it writes zeros itself).
 """
 
 import enum
@@ -22,6 +25,7 @@ import struct
 __all__ = [
     "EVENT", "IN_FLIGHT", "MAX_BYTES", "POOL_AT", "PROD", "Op", "REQUEST", "REQUESTS_AT", "REQUEST_BYTES",
     "RESPONSES_AT", "RESPONSE_BYTES", "RING_BYTES", "RspStatus", "SECTOR_BYTES", "SLOTS", "SLOT_MASK",
+    "SMALL_RING_BYTES",
 ]  # fmt: skip
 
 SECTOR_BYTES = 512
@@ -47,7 +51,7 @@ REQUEST = struct.Struct("<HBBIQI12x")
 `id`      the frontend's own, unique among those in flight; the response carries it back.
 `op`      an `Op`; one that the backend does not know is answered `UNSUPPORTED`.
 `flags`   0; anything else is the frontend's fault.
-`length`  bytes, whole sectors. READ and WRITE: 512 … `MAX_BYTES`. FLUSH: 0. DISCARD: any. Else the frontend's fault.
+`length`  bytes, whole sectors. READ and WRITE: 512 … `MAX_BYTES`. FLUSH: 0. Others: any. Else the frontend's fault.
 `sector`  where in the vbd, in sectors. Beyond its end: answered `RANGE`.
 `place`   READ: where in `in` the data shall be put; WRITE: where in `out` it lies; in bytes from the grant's start,
           within the pool, else the frontend's fault. Others: 0.
@@ -63,11 +67,15 @@ POOL_BYTES = 6 << 20
 """6 MiB each way: 256 requests of a page, and four of 1.25 MiB (what Linux makes of sequential I/O) at once. Twice as
 much was measured to be no faster, as it no longer stays in the cache."""
 
-RING_BYTES = POOL_AT + POOL_BYTES
-"""Size of either grant, exactly."""
+SMALL_POOL_BYTES = 5 << 19
+"""2.5 MiB each way, where memory is dearer than speed: 256 requests of a page, and one of 1.25 MiB."""
+
+RING_BYTES, SMALL_RING_BYTES = POOL_AT + POOL_BYTES, POOL_AT + SMALL_POOL_BYTES
+"""Size of either grant: one of these, the frontend's choice. Any other is its fault."""
 
 MAX_BYTES = 4 << 20
-"""Data of one request at most. It fits the larger part of an empty pool, so that no request waits for ever."""
+"""Data of one request at most. It fits the larger part of an empty pool, so that no request waits for ever. In a small
+pool there is never room for more than 1.5 MiB at once, if its frontend divides it as ours does."""
 
 
 class Op(enum.IntEnum):
@@ -79,6 +87,12 @@ class Op(enum.IntEnum):
     """Everything answered OK before this request was published is on stable storage when it is answered OK."""
     DISCARD = 5
     """The sectors' contents are no longer wanted. A hint: OK does not promise that they read as zeros."""
+    WRITE_ZEROES = 7
+    """The sectors read as zeros once this is answered OK, as if zeros had been written; their space stays allocated.
+    Xen has no such operation; its next free number."""
+    ZERO_UNMAP = 8
+    """As WRITE_ZEROES, but their space may be given back. An operation of its own and no flag, so that what a frontend
+    posts again to a successor is all in the fields that every request has."""
 
 
 class RspStatus(enum.IntEnum):

@@ -6,7 +6,7 @@ from domains.frontends.backing import Backing
 from domains.frontends.vbd import Vbd
 from drivers.blkback.ring import BackRing
 from kernel.abi.ids import DomId, Generation, Peer
-from kernel.abi.io.blkif import SLOTS
+from kernel.abi.io.blkif import RING_BYTES, SLOTS
 from tests.domains.virtio.guest_driver import GuestDriver
 
 __all__ = ["SECTORS", "Stand", "peer"]
@@ -21,10 +21,11 @@ def peer(generation: int) -> Peer:
 class Stand:
     """One vbd and its guest. `ring` is the active backend's end."""
 
-    def __init__(self, *, read_only: bool = False, size: int = 64) -> None:
+    def __init__(self, *, read_only: bool = False, size: int = 64, ring_bytes: int = RING_BYTES) -> None:
         self.guest = GuestDriver(size=size)
         self.vbd = Vbd(SECTORS, read_only=read_only, serial="test")
         self.vbd.guest.start(self.guest.queue(), self.guest.view)
+        self.ring_bytes = ring_bytes
         self.generation = 0
         self.rings: list[BackRing] = []
         self.backings: list[Backing] = []
@@ -35,7 +36,7 @@ class Stand:
 
     def activate(self, *, take_published: bool = True):
         """A new backend incarnation, its ring mapped by the backend's own code."""
-        backing = Backing.create()
+        backing = Backing.create(self.ring_bytes)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.rings.append(BackRing(backing.out_fd, backing.in_fd, theirs))
         backing.close_descriptors()

@@ -11,7 +11,7 @@ from domains.frontends.backing import RingBroken
 from domains.frontends.vbd import Link, Vbd
 from domains.virtio.blk import Type
 from domains.virtio.queue import QueueFault
-from kernel.abi.io.blkif import MAX_BYTES, PROD, RESPONSES_AT, SLOTS, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, PROD, RESPONSES_AT, SLOTS, SMALL_RING_BYTES, Op, RspStatus
 from tests.domains.frontends.stand import SECTORS, Stand
 from tests.domains.virtio.guest_driver import NEXT, SLOTS_AT, WRITE
 
@@ -63,12 +63,27 @@ def test_each_status_of_a_backend_is_one_of_virtio(stand, status, seen):
     assert stand.guest.status(request) == seen
 
 
-def test_a_discard_is_passed_on(stand):
+@pytest.mark.parametrize(
+    ("kind", "flags", "posted"),
+    [
+        (Type.DISCARD, 0, Op.DISCARD),
+        (Type.WRITE_ZEROES, 0, Op.WRITE_ZEROES),
+        (Type.WRITE_ZEROES, 1, Op.ZERO_UNMAP),
+    ],
+)
+def test_a_request_for_a_range_is_passed_on_and_again_to_a_successor(stand, kind, flags, posted):
     stand.activate()
-    stand.guest.submit(0, Type.DISCARD, 0, struct.pack("<QII", 16, 32, 0))
+    request = stand.guest.submit(0, kind, 0, struct.pack("<QII", 16, 32, flags))
     stand.vbd.serve()
-    ((_, op, _, length, sector, place),) = stand.waiting()
-    assert (op, length, sector, place) == (Op.DISCARD, 32 * 512, 16, 0)
+    for _ in range(2):
+        ((_, op, ring_flags, length, sector, place),) = waiting = stand.waiting()
+        assert (op, ring_flags, length, sector, place) == (posted, 0, 32 * 512, 16, 0)
+        stand.vbd.withdraw()
+        stand.activate()
+    waiting = stand.waiting()
+    stand.answer(*waiting)
+    stand.vbd.serve()
+    assert stand.guest.status(request) == 0
 
 
 HERE = {
@@ -80,6 +95,12 @@ HERE = {
     "discard beyond the end": (Type.DISCARD, 0, struct.pack("<QII", SECTORS, 1, 0), 1),
     "discard of 2⁶⁴": (Type.DISCARD, 0, struct.pack("<QII", (1 << 64) - 1, 8, 0), 1),
     "discard that wants zeros": (Type.DISCARD, 0, struct.pack("<QII", 0, 8, 1), 2),
+    "zeros beyond the end": (Type.WRITE_ZEROES, 0, struct.pack("<QII", SECTORS, 1, 0), 1),
+    "zeros over the end": (Type.WRITE_ZEROES, 0, struct.pack("<QII", SECTORS - 1, 2, 1), 1),
+    "zeros of 2⁶⁴": (Type.WRITE_ZEROES, 0, struct.pack("<QII", (1 << 64) - 1, 8, 1), 1),
+    "zeros with an unknown flag": (Type.WRITE_ZEROES, 0, struct.pack("<QII", 0, 8, 2), 2),
+    "zeros in two segments": (Type.WRITE_ZEROES, 0, struct.pack("<QIIQII", 0, 8, 0, 8, 8, 0), 1),
+    "zeros without a range": (Type.WRITE_ZEROES, 0, b"", 1),
     "serial": (Type.GET_ID, 0, 20, 0),
     "unknown type": (77, 0, 512, 2),
 }
@@ -135,6 +156,27 @@ def test_a_read_in_parts_survives_the_death_of_its_backend_between_them(stand):
     assert stand.guest.data(request) == b"a" * MAX_BYTES + b"b" * (WHOLE - MAX_BYTES)
 
 
+def test_in_a_small_ring_a_request_goes_in_smaller_parts_and_to_a_successor():
+    stand = Stand(ring_bytes=SMALL_RING_BYTES)
+    most = 3 << 19
+    stand.activate()
+    data = bytes(range(256)) * (2 * most // 256)
+    request = stand.guest.submit(0, Type.OUT, 8, data, pieces=4)
+    written = b""
+    for _ in range(2):
+        stand.vbd.serve()
+        stand.vbd.withdraw()
+        stand.activate()
+        ((_, _, _, length, _, place),) = waiting = stand.waiting()
+        assert length == most
+        written += stand.ring.out_view[place : place + length]
+        stand.answer(*waiting)
+    stand.vbd.serve()
+    assert written == data
+    assert stand.guest.status(request) == 0
+    stand.close()
+
+
 @pytest.mark.parametrize("good", [0, 1])
 def test_a_part_that_failed_fails_the_whole_and_nothing_of_it_is_left_at_its_head(stand, good):
     stand.activate()
@@ -160,10 +202,11 @@ def test_a_read_only_vbd_takes_no_writes():
     stand.activate()
     written = stand.guest.submit(0, Type.OUT, 0, bytes(512))
     discarded = stand.guest.submit(1, Type.DISCARD, 0, struct.pack("<QII", 0, 8, 0))
+    zeroed = stand.guest.submit(3, Type.WRITE_ZEROES, 0, struct.pack("<QII", 0, 8, 1))
     stand.guest.submit(2, Type.IN, 0, 512)
     stand.vbd.serve()
     assert [op for _, op, *_ in stand.waiting()] == [Op.READ]
-    assert [stand.guest.status(r) for r in (written, discarded)] == [1, 1]
+    assert [stand.guest.status(r) for r in (written, discarded, zeroed)] == [1, 1, 1]
     stand.close()
 
 

@@ -10,6 +10,7 @@ from domains.guests.agent import AgentSession
 from domains.guests.agent_events import Exited, Failed, Faulted, InputTaken, Lost, Output, Ready, Stopping
 from domains.guests.agent_frames import (
     HEADER,
+    INPUT_BYTES,
     INPUT_WINDOW,
     LINE_WINDOW,
     OUTPUT_WINDOW,
@@ -110,18 +111,38 @@ def test_input_goes_as_far_as_the_window_and_on_when_it_is_taken():
     assert session.send_input(command, bytes(11)) == 10
     frames = sent(session)
     assert sum(len(payload) for kind, _, payload in frames if kind == 0x03) == INPUT_WINDOW + 10
-    assert max(len(payload) for _, _, payload in frames) == 4096
+    assert max(len(payload) for _, _, payload in frames) == INPUT_BYTES
 
 
 def test_no_more_is_on_the_line_than_the_guest_has_got():
-    session, (command,) = running(b"cat")
-    session.send_input(command, bytes(INPUT_WINDOW))
+    session, _ = running(b"cat")
+    session.start([b"x" * 10000])
     assert len(session.take_outgoing()) == LINE_WINDOW
     assert session.take_outgoing() == b""
     session.receive(got(1024))
     assert len(session.take_outgoing()) == 1024
     session.receive(got(100_000))
     assert len(session.take_outgoing()) == LINE_WINDOW
+
+
+def test_a_frame_that_is_not_long_goes_whole_or_not_at_all():
+    """So that a death of ours leaves no half of one. The guest tells of what it got only when that is 1024 bytes."""
+    session, (command,) = running(b"cat")
+    sent(session)
+    session.send_input(command, bytes(2 * INPUT_BYTES))
+    assert session.take_outgoing() == frame(0x03, command, bytes(INPUT_BYTES))
+    assert session.take_outgoing() == b""
+    session.receive(got(1024))
+    assert session.take_outgoing() == frame(0x03, command, bytes(INPUT_BYTES))
+
+
+def test_a_successor_greets_an_agent_that_was_ready_before():
+    assert AgentSession(life=1).take_outgoing() == b""
+    session = AgentSession(life=2, known=True)
+    nonce = 2 << 32 | 1
+    assert session.take_outgoing() == frame(HELLO, 0, struct.pack("<Q", nonce))
+    assert session.receive(frame(STDOUT, 1, b"to the one before") + ready(1)) == []
+    assert session.receive(ready(nonce)) == [Ready("6.1", "boot", "")]
 
 
 def test_taken_output_is_told_in_portions_and_never_more_than_came():
@@ -186,13 +207,12 @@ def test_an_agent_that_was_started_again_costs_its_commands_and_is_greeted():
 
 
 def test_a_half_sent_frame_is_ended_before_hello():
-    session, (command,) = running(b"a")
-    session.send_input(command, bytes(4096))
+    session, _ = running(b"x" * 4096)
     first = session.take_outgoing()
     session.receive(b"garbage bytes")
     session.receive(got(len(first)))
     rest = session.take_outgoing()
-    assert (first + rest).endswith(frame(0x03, command, bytes(4096)) + frame(HELLO, 0, struct.pack("<Q", 1)))
+    assert (first + rest).endswith(b"x\0\0" + frame(HELLO, 0, struct.pack("<Q", 1)))
 
 
 def test_a_closed_session_hears_nothing_and_its_commands_are_lost():

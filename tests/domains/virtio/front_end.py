@@ -50,13 +50,14 @@ class FrontEnd:
 
     def set_up(self, *, features: int = 0x1_7000_2246) -> None:
         """The messages of User-Mode Linux, in its order: everything until requests can flow."""
-        channel, _ = socket.socketpair()
+        channel, other = socket.socketpair()
         self.send(3)
         self.ask(1)
         self.ask(15)
         self.send(16, struct.pack("<Q", 0x228))
         assert self.ask(21, b"", (channel.fileno(),), VERSION | NEEDS_REPLY) == bytes(8)
         channel.close()
+        other.close()
         self.send(2, struct.pack("<Q", features))
         self.ask(24, struct.pack("<III", 0, 60, 0) + bytes(60))
         self.send_memory()

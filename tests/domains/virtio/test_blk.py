@@ -60,7 +60,7 @@ def test_data_for_the_device_in_a_read_is_a_fault(kind):
         blk.parse(memory(kind, 0), ((0, 16), (4096, 512)), ((8192, 512), (100, 1)))
 
 
-@pytest.mark.parametrize("kind", [Type.OUT, Type.FLUSH, Type.DISCARD])
+@pytest.mark.parametrize("kind", [Type.OUT, Type.FLUSH, Type.DISCARD, Type.WRITE_ZEROES])
 def test_room_for_data_in_a_write_is_a_fault(kind):
     with pytest.raises(QueueFault):
         blk.parse(memory(kind, 0), ((0, 16),), ((8192, 512), (100, 1)))
@@ -71,20 +71,33 @@ def test_an_unknown_type_may_have_any_data():
     assert (kind, status_at) == (77, 100)
 
 
+REFUSED, UNKNOWN = (0, 0, False, blk.S_IOERR), (0, 0, False, blk.S_UNSUPP)
+
+
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("kind", "fields", "expected"),
     [
-        ((8, 16, 0), (8, 8192, blk.S_OK)),
-        ((8, 16, 1), (0, 0, blk.S_UNSUPP)),
-        ((8, 0, 0), (0, 0, blk.S_IOERR)),
-        ((8, blk.MAX_DISCARD_SECTORS + 1, 0), (0, 0, blk.S_IOERR)),
+        (Type.DISCARD, (8, 16, 0), (8, 8192, False, blk.S_OK)),
+        (Type.DISCARD, (8, 16, 1), UNKNOWN),
+        (Type.DISCARD, (8, 0, 0), REFUSED),
+        (Type.DISCARD, (8, blk.MAX_DISCARD_SECTORS, 0), (8, 512 * blk.MAX_DISCARD_SECTORS, False, blk.S_OK)),
+        (Type.DISCARD, (8, blk.MAX_DISCARD_SECTORS + 1, 0), REFUSED),
+        (Type.WRITE_ZEROES, (8, 16, 0), (8, 8192, False, blk.S_OK)),
+        (Type.WRITE_ZEROES, (8, 16, 1), (8, 8192, True, blk.S_OK)),
+        (Type.WRITE_ZEROES, (8, 16, 2), UNKNOWN),
+        (Type.WRITE_ZEROES, (8, 16, 0x8000_0001), UNKNOWN),
+        (Type.WRITE_ZEROES, (8, 0, 1), REFUSED),
+        (Type.WRITE_ZEROES, (8, blk.MAX_ZEROES_SECTORS, 0), (8, 512 * blk.MAX_ZEROES_SECTORS, False, blk.S_OK)),
+        (Type.WRITE_ZEROES, (8, blk.MAX_ZEROES_SECTORS + 1, 0), REFUSED),
+        (Type.WRITE_ZEROES, (8, 0xFFFF_FFFF, 0), REFUSED),
     ],
 )
-def test_a_discard_has_one_segment_of_a_bounded_length(fields, expected):
-    view = memory(11, 0)
+def test_a_discard_or_write_zeroes_has_one_segment_of_a_bounded_length(kind, fields, expected):
+    view = memory(kind, 0)
     struct.pack_into("<QII", view, 4096, *fields)
-    assert blk.discarded(view, ((4096, 10), (4106, 6)), 16) == expected
-    assert blk.discarded(view, ((4096, 32),), 32) == (0, 0, blk.S_IOERR)
+    assert blk.parse_range(view, kind, ((4096, 10), (4106, 6)), 16) == expected
+    for length in (0, 15, 17, 32):
+        assert blk.parse_range(view, kind, ((4096, length),) if length else (), length) == REFUSED
 
 
 def test_the_serial_is_cut_and_padded_to_twenty_bytes():
@@ -102,6 +115,7 @@ def test_the_configuration_space_has_the_fields_where_the_standard_puts_them():
     assert struct.unpack_from("<II", space, 8) == (0, blk.SEG_MAX)
     assert struct.unpack_from("<I", space, 20) == (512,)
     assert struct.unpack_from("<III", space, 36) == (blk.MAX_DISCARD_SECTORS, 1, 8)
+    assert struct.unpack_from("<IIB", space, 48) == (blk.MAX_ZEROES_SECTORS, 1, 1)
 
 
 def test_a_vbd_offers_a_write_back_cache_that_cannot_be_switched():
@@ -111,3 +125,4 @@ def test_a_vbd_offers_a_write_back_cache_that_cannot_be_switched():
         assert not offered & 1 << 11
         assert bool(offered & 1 << 5) == read_only
         assert bool(offered & 1 << 13) != read_only
+        assert bool(offered & 1 << 14) != read_only

@@ -1,7 +1,5 @@
 """The vhost-user protocol: the messages of User-Mode Linux, and those of a front end gone bad."""
 
-import os
-import socket
 import struct
 
 import pytest
@@ -11,12 +9,13 @@ from hypothesis import strategies as st
 from domains.virtio import blk
 from domains.virtio.queue import QueueLayout
 from domains.virtio.vhost_user import (
+    WITH_DESCRIPTORS,
     BaseAsked,
     CallChanged,
-    Connection,
     MemoryMapped,
     Message,
     ProtocolError,
+    QueueResumed,
     QueueStarted,
     QueueStopped,
     Reply,
@@ -96,7 +95,8 @@ def test_a_queue_can_be_set_up_again():
 def test_the_base_is_told_when_asked():
     ours, _ = started()
     assert ours.take(message(11, STATE(0, 0))) == [QueueStopped(), BaseAsked()]
-    assert ours.base_reply(77).data == packed(11, STATE(0, 77), 5)
+    ours.stopped_at = 77
+    assert ours.base_reply().data == packed(11, STATE(0, 77), 5)
 
 
 def test_a_message_that_wants_a_reply_gets_one():
@@ -167,94 +167,44 @@ def test_no_sequence_of_messages_does_more_than_end_the_session(messages):
             return
 
 
-@pytest.fixture
-def ends():
-    ours, theirs = socket.socketpair()
-    connection = Connection(ours, session())
-    yield connection, theirs
-    connection.close()
-    theirs.close()
+def follow(ours: Session, messages) -> list:
+    """What becomes of each message: events, or that it is an error."""
+    outcomes = []
+    for each in messages:
+        try:
+            outcomes.append(ours.take(each))
+        except ProtocolError as error:
+            return [*outcomes, error.what]
+    return outcomes
 
 
-def receive_all(connection):
-    events = []
-    while (more := connection.receive()) is not None:
-        events += more
-    return events
+ALPHABET = [
+    message(1), message(2, U64(FEATURES)), message(2, U64(1 << 32)), message(3), message(4), message(5, REGION, (5,)),
+    message(8, STATE(0, 256)), message(8, STATE(0, 64)), message(9, ADDRESSES), message(10, STATE(0, 7)),
+    message(11, STATE(0, 0)), message(12, U64(0), (12,)), message(13, U64(0), (13,)), message(13, U64(256)),
+    message(18, STATE(0, 0)), message(18, STATE(0, 1)), message(21, b"", (21,)), message(15), message(99),
+]  # fmt: skip
 
 
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def send(theirs, data, count=0):
-    with open(os.devnull) as null:
-        socket.send_fds(theirs, [data], [null.fileno()] * count)
-
-
-def test_a_message_may_come_in_pieces(ends):
-    connection, theirs = ends
-    for byte in packed(3, flags=9):
-        assert connection.receive() is None
-        theirs.send(bytes([byte]))
-    assert receive_all(connection) == [Reply(packed(3, U64(0), 5))]
-
-
-def test_every_descriptor_is_handed_on_or_closed(ends):
-    connection, theirs = ends
-    before = open_descriptors()
-    send(theirs, packed(5, REGION), 1)
-    (memory,) = receive_all(connection)
-    os.close(memory.descriptor)
-    for _ in range(3):
-        send(theirs, packed(21), 1)
-        send(theirs, packed(12, U64(0)), 1)
-        send(theirs, packed(14, U64(0)), 1)
-    receive_all(connection)
-    assert open_descriptors() == before + 2
-    connection.close()
-    assert open_descriptors() == before - 1
-
-
-@pytest.mark.parametrize("bad", [packed(3), packed(12, U64(0)), packed(99), packed(5, REGION)])
-def test_descriptors_of_a_bad_message_are_closed(ends, bad):
-    connection, theirs = ends
-    before = open_descriptors()
-    send(theirs, bad, 2)
-    with pytest.raises(ProtocolError):
-        receive_all(connection)
-    connection.close()
-    assert open_descriptors() == before - 1
-
-
-def test_too_many_descriptors_are_an_error(ends):
-    connection, theirs = ends
-    send(theirs, packed(5, REGION), 20)
-    with pytest.raises(ProtocolError, match="too many"):
-        receive_all(connection)
-
-
-def test_an_endless_payload_is_an_error(ends):
-    connection, theirs = ends
-    theirs.send(struct.pack("<III", 5, 1, 1 << 31))
-    with pytest.raises(ProtocolError, match="too long"):
-        receive_all(connection)
-
-
-def test_a_front_end_that_reads_no_answers_is_cut_off(ends):
-    connection, _ = ends
-
-    def answer_on_and_on():
-        while True:
-            connection.send(Reply(bytes(4096)))
-
-    with pytest.raises(ProtocolError, match="not read"):
-        answer_on_and_on()
-
-
-def test_the_end_of_the_connection_is_told(ends):
-    connection, theirs = ends
-    theirs.send(packed(3)[:5])
-    theirs.close()
-    with pytest.raises(EOFError):
-        receive_all(connection)
+@given(st.lists(st.sampled_from(ALPHABET), max_size=30), st.lists(st.sampled_from(ALPHABET), max_size=10))
+def test_a_successor_goes_on_exactly_where_a_session_was(before, after):
+    ours = session()
+    held: dict[int, int] = {}
+    served: QueueStarted | None = None
+    for each in before:
+        try:
+            events = ours.take(each)
+        except ProtocolError:
+            return
+        for event in events:
+            if isinstance(event, QueueStarted | QueueStopped):
+                served = event if isinstance(event, QueueStarted) else None
+                ours.stopped_at += 1
+        if each.code in WITH_DESCRIPTORS:
+            held.pop(each.code, None)
+            held.update((each.code, each.descriptors[0]) for _ in each.descriptors)
+    successor = session()
+    resumed = [event for event in successor.resume(ours.state(), held) if isinstance(event, QueueResumed)]
+    assert resumed == ([QueueResumed(served.layout, served.event_index, 12)] if served else [])
+    assert successor.state() == ours.state()
+    assert follow(successor, after) == follow(ours, after)

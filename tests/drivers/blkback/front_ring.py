@@ -7,7 +7,7 @@ import struct
 from domains.frontends.backing import Backing
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.ids import VbdHandle
-from kernel.abi.io.blkif import PROD, REQUEST, REQUESTS_AT
+from kernel.abi.io.blkif import PROD, REQUEST, REQUESTS_AT, RING_BYTES
 
 __all__ = ["SECTORS", "FrontRing"]
 
@@ -18,8 +18,16 @@ DEADLINE_S = 20
 class FrontRing:
     """One ring, connected to a loop as vbd `handle`."""
 
-    def __init__(self, loop: ServeLoop, handle: int = 1, *, sectors: int = SECTORS, read_only: bool = False) -> None:
-        self.backing = Backing.create()
+    def __init__(
+        self,
+        loop: ServeLoop,
+        handle: int = 1,
+        *,
+        sectors: int = SECTORS,
+        read_only: bool = False,
+        ring_bytes: int = RING_BYTES,
+    ) -> None:
+        self.backing = Backing.create(ring_bytes)
         self.handle = VbdHandle(handle)
         self.in_flight = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.blkback.backend import Disk, FrontendBroken, decide
-from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, Op, RspStatus
+from kernel.abi.io.blkif import MAX_BYTES, POOL_AT, RING_BYTES, SMALL_RING_BYTES, Op, RspStatus
 
-DISK = Disk(sectors=1000, read_only=False)
+DISK = Disk(sectors=1000, read_only=False, ring_bytes=RING_BYTES)
 OK, RANGE, READ_ONLY, UNSUPPORTED = RspStatus.OK, RspStatus.RANGE, RspStatus.READ_ONLY, RspStatus.UNSUPPORTED
 
 ANSWERED = {
@@ -16,9 +16,15 @@ ANSWERED = {
     "end of the pool": ((1, Op.WRITE, 0, 4096, 0, RING_BYTES - 4096), OK),
     "flush": ((1, Op.FLUSH, 0, 0, 0, 0), OK),
     "discard": ((1, Op.DISCARD, 0, 512 * 1000, 0, 0), OK),
+    "zeros": ((1, Op.WRITE_ZEROES, 0, 512 * 1000, 0, 0), OK),
+    "zeros, and the space back": ((1, Op.ZERO_UNMAP, 0, 512, 999, 0), OK),
+    "no zeros": ((1, Op.WRITE_ZEROES, 0, 0, 0, 0), OK),
     "read over the end": ((1, Op.READ, 0, 1024, 999, POOL_AT), RANGE),
     "write far beyond": ((1, Op.WRITE, 0, 512, (1 << 64) - 1, POOL_AT), RANGE),
     "discard over the end": ((1, Op.DISCARD, 0, 512 * 1001, 0, 0), RANGE),
+    "zeros over the end": ((1, Op.WRITE_ZEROES, 0, 1024, 999, 0), RANGE),
+    "4 GiB of zeros": ((1, Op.ZERO_UNMAP, 0, 0xFFFF_FE00, 0, 0), RANGE),
+    "zeros far beyond": ((1, Op.WRITE_ZEROES, 0, 512, (1 << 64) - 1, 0), RANGE),
     "unknown operation": ((1, 2, 0, 0, 0, 0), UNSUPPORTED),
     "another unknown operation": ((1, 255, 0, 512, 0, 0), UNSUPPORTED),
 }
@@ -26,6 +32,8 @@ BROKEN = {
     "flags": (1, Op.READ, 1, 512, 0, POOL_AT),
     "half a sector": (1, Op.READ, 0, 256, 0, POOL_AT),
     "sector and a byte": (1, Op.WRITE, 0, 513, 0, POOL_AT),
+    "half a sector of zeros": (1, Op.WRITE_ZEROES, 0, 256, 0, 0),
+    "zeros with flags": (1, Op.ZERO_UNMAP, 1, 512, 0, 0),
     "no data": (1, Op.READ, 0, 0, 0, POOL_AT),
     "too much data": (1, Op.READ, 0, MAX_BYTES + 512, 0, POOL_AT),
     "4 GiB": (1, Op.WRITE, 0, 0xFFFF_FE00, 0, POOL_AT),
@@ -49,10 +57,19 @@ def test_a_wrong_request_is_the_frontends_fault(request_):
         decide(request_, DISK)
 
 
-@pytest.mark.parametrize(("op", "status"), [(Op.READ, OK), (Op.WRITE, READ_ONLY), (Op.DISCARD, READ_ONLY)])
-def test_a_read_only_disk_is_only_read(op, status):
-    place = 0 if op == Op.DISCARD else POOL_AT
-    assert decide((1, op, 0, 512, 0, place), Disk(1000, read_only=True)) == status
+@pytest.mark.parametrize("op", [Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.ZERO_UNMAP])
+def test_a_read_only_disk_is_only_read(op):
+    disk = Disk(1000, True, RING_BYTES)
+    assert decide((1, Op.READ, 0, 512, 0, POOL_AT), disk) == OK
+    assert decide((1, op, 0, 512, 0, POOL_AT), disk) == READ_ONLY
+
+
+def test_a_place_in_a_small_ring_is_within_it():
+    small = Disk(1000, False, SMALL_RING_BYTES)
+    assert decide((1, Op.WRITE, 0, 4096, 0, SMALL_RING_BYTES - 4096), small) == OK
+    for length, place in ((4096, SMALL_RING_BYTES - 3584), (512, SMALL_RING_BYTES), (MAX_BYTES, POOL_AT)):
+        with pytest.raises(FrontendBroken, match="outside"):
+            decide((1, Op.WRITE, 0, length, 0, place), small)
 
 
 @given(

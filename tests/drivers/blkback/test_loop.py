@@ -13,7 +13,7 @@ from domains.runtime.faults import FaultPoints
 from drivers.blkback.errors import status_of
 from drivers.blkback.loop import ServeLoop
 from kernel.abi.ids import VbdHandle
-from kernel.abi.io.blkif import POOL_AT, SLOTS, Op, RspStatus
+from kernel.abi.io.blkif import POOL_AT, RING_BYTES, SLOTS, SMALL_RING_BYTES, Op, RspStatus
 from tests.drivers.blkback.front_ring import SECTORS, FrontRing
 
 OK = RspStatus.OK
@@ -70,6 +70,17 @@ def test_flush_and_discard_are_answered(front, image):
     assert front.answers(3) == [(1, OK), (2, OK), (3, OK)]
     assert image.read_bytes()[4096 : 4096 + 8192] == bytes(8192)
     assert image.stat().st_size == 512 * SECTORS
+
+
+@pytest.mark.parametrize("op", [Op.WRITE_ZEROES, Op.ZERO_UNMAP])
+def test_zeros_are_in_the_image_and_nothing_beside_them(front, image, op):
+    image.write_bytes(b"x" * 512 * SECTORS)
+    front.post(1, op, 512 * 16, 8)
+    front.post(2, op, 512, 127)
+    front.post(3, op)
+    front.post(4, op, 1024, 127)
+    assert sorted(front.answers(4)) == [(1, OK), (2, OK), (3, OK), (4, RspStatus.RANGE)]
+    assert image.read_bytes() == b"x" * 4096 + bytes(8192) + b"x" * 512 * 103 + bytes(512)
 
 
 def test_a_ring_full_of_requests_is_answered_many_times_over(front):
@@ -164,6 +175,45 @@ def test_an_image_that_cannot_be_flushed_is_an_error_to_the_guest_alone(loop):
     os.close(writing)
 
 
+def test_a_failed_flush_is_told_once_on_each_ring_of_a_vbd(loop, tmp_path):
+    """The kernel tells it once, and a frontend's process may have died with the answer in its hands."""
+    front = FrontRing(loop)
+    reading, writing = os.pipe()
+    loop.activate(front.handle, os.dup(writing))
+    front.post(1, Op.FLUSH)
+    assert front.answers(1) == [(1, RspStatus.IO_ERROR)]
+    wait_turn(loop)
+    os.dup2(os.open(tmp_path / "flushes", os.O_RDWR | os.O_CREAT), loop._vbds[front.handle].image)
+    front.post(2, Op.FLUSH)
+    assert front.answers(1) == [(2, RspStatus.OK)]
+    successor = FrontRing(loop)
+    for head, op in enumerate((Op.DISCARD, Op.FLUSH, Op.FLUSH)):
+        successor.post(head, op)
+        assert successor.answers(1) == [(head, RspStatus.IO_ERROR if head == 1 else RspStatus.OK)]
+    for each in (front, successor):
+        each.close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_jobs_of_an_earlier_ring_are_done_before_those_of_the_next(loop, image):
+    """So that no late discard of a process that has died undoes what was written after its successor's was answered."""
+    front = FrontRing(loop)
+    activate(loop, front, image)
+    for head in range(100):
+        front.post(head, Op.DISCARD, 512 * SECTORS)
+    successor = FrontRing(loop)
+    successor.backing.out_view[POOL_AT : POOL_AT + 512] = b"n" * 512
+    successor.post(1, Op.DISCARD, 512 * SECTORS)
+    assert successor.answers(1) == [(1, RspStatus.OK)]
+    successor.post(2, Op.WRITE, 512, 0, POOL_AT)
+    successor.post(3, Op.FLUSH)
+    assert successor.answers(2) == [(2, RspStatus.OK), (3, RspStatus.OK)]
+    assert image.read_bytes()[:512] == b"n" * 512
+    for each in (front, successor):
+        each.close()
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [
@@ -199,6 +249,40 @@ def test_a_frontend_that_breaks_the_ring_is_named_and_others_are_served(loop, fr
     assert other.answers(1) == [(1, OK)]
     assert faults.empty()
     other.close()
+
+
+def test_a_small_ring_is_served_and_what_is_beyond_it_is_the_frontends_fault(loop, faults, image):
+    front = FrontRing(loop, 2, ring_bytes=SMALL_RING_BYTES)
+    activate(loop, front, image)
+    front.post(1, Op.READ, 512, 0, SMALL_RING_BYTES - 512)
+    assert front.answers(1) == [(1, OK)]
+    front.post(2, Op.READ, 512, 0, SMALL_RING_BYTES)
+    assert faults.get(timeout=DEADLINE_S)[:2] == (2, "place outside the pool")
+    front.close()
+
+
+@pytest.mark.parametrize(("out_bytes", "in_bytes"), [(RING_BYTES, SMALL_RING_BYTES), (SMALL_RING_BYTES, RING_BYTES)])
+def test_grants_of_two_sizes_are_the_frontends_fault(loop, faults, out_bytes, in_bytes):
+    out, into = Backing.create(out_bytes), Backing.create(in_bytes)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    loop.connect(VbdHandle(3), SECTORS, False, os.dup(out.out_fd), os.dup(into.in_fd), theirs)
+    assert faults.get(timeout=DEADLINE_S)[:2] == (3, "grant is not sealed memory")
+    ours.close()
+    out.release()
+    into.release()
+
+
+@pytest.mark.parametrize("ring_bytes", [RING_BYTES - 4096, SMALL_RING_BYTES + 4096, 1 << 30])
+def test_a_grant_of_another_size_is_the_frontends_fault(loop, faults, ring_bytes):
+    memory = [os.memfd_create("grant", os.MFD_ALLOW_SEALING) for _ in range(2)]
+    for descriptor in memory:
+        os.ftruncate(descriptor, ring_bytes)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    loop.connect(VbdHandle(3), SECTORS, False, *memory, theirs)
+    handle, what, evidence = faults.get(timeout=DEADLINE_S)
+    assert (handle, what) == (3, "grant is not sealed memory")
+    assert f"{ring_bytes} bytes" in evidence
+    ours.close()
 
 
 def test_memory_that_is_not_sealed_is_the_frontends_fault(loop, faults):

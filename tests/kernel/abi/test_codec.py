@@ -10,7 +10,7 @@ from kernel.abi import hypercalls as h
 from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode, pack_batches
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
-from kernel.abi.upcalls import DriverGivenUp, PauseRequested, Reply, ReplyPart, Upcall
+from kernel.abi.upcalls import DriverGivenUp, PauseRequested, PeerReset, Reply, ReplyPart, SoftReset, Upcall
 
 PEER = Peer(DomId(3), Generation(2))
 
@@ -23,9 +23,12 @@ GOLDEN = {
     h.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
     PauseRequested(7, True): "91 93cc8507c3",
     DriverGivenUp("blk", 6, ("web",)): "91 94cca1a3626c6b0691a3776562",
+    h.SchedSoftReset("x"): "91 9211a178",
     h.GnttabMap(RequestId(1), PEER, GrantRef(5), h.Access.READ): "91 952101920302 0501".replace(" ", ""),
     h.EvtchnAllocUnbound(RequestId(9), Port(1), PEER, h.ChannelKind.DOORBELL): "91951809019203 0202".replace(" ", ""),
     h.XenbusConnect(RequestId(4), VbdHandle(1), PEER, GrantRef(2), GrantRef(3), Port(6)): "9197280401920302020306",
+    SoftReset(): "91 91cc86",
+    PeerReset(PEER): "91 92cc87 920302",
     Reply(RequestId(1), Status.ESTALE, why="x"): "919681 01".replace("81", "cc80") + "74c0a17800",
 }
 

@@ -101,3 +101,18 @@ def test_a_guest_that_could_not_be_unpaused_is_told_again_when_somebody_asks():
     assert pausing.answered(2, "its kernel is silent") is None
     assert pausing.stand is Stand.PAUSED
     assert pausing.release(DOM0) == Ask(3, False)
+
+
+def test_a_successor_of_the_actor_is_given_the_order_under_way_and_told_of_a_guest_that_stands_still():
+    pausing = Pausing()
+    assert pausing.again() is None
+    ask = pausing.hold(DomId(0))
+    assert ask is not None
+    assert pausing.again() == ask == Ask(1, True)
+    pausing.answered(1, "")
+    assert pausing.again() == ask
+    assert pausing.answered(1, "") is None
+    assert pausing.stand is Stand.PAUSED
+    assert pausing.release(DomId(0)) == pausing.again() == Ask(2, False)
+    pausing.answered(2, "")
+    assert pausing.again() is None

@@ -113,3 +113,15 @@ def test_a_load_without_sense_is_answered_by_the_usage(words):
 
 def test_an_unknown_name_is_said():
     assert "call it by the name" in run("frobnicate").stderr
+
+
+def test_zero_makes_a_range_zeros_and_says_what_it_cannot(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 12288)
+    assert run("zero", file, "4096", "4096", "unmap").returncode == 0
+    assert file.read_bytes() == b"x" * 4096 + bytes(4096) + b"x" * 4096
+    refused = run("zero", file, "0", "4096")
+    assert (refused.returncode, refused.stderr) == (1, f"zero: {file}: Not a tty\n")
+    for words in ((), ("f", "0"), ("f", "0", "4096", "all"), ("f", "0", "4096", "unmap", "more")):
+        assert run("zero", *words).returncode == 2
+    assert file.read_bytes() == b"x" * 4096 + bytes(4096) + b"x" * 4096

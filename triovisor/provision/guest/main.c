@@ -20,6 +20,8 @@ int main(int argc, char **argv)
 		return records_main(argc, argv);
 	if (!strcmp(name, "load"))
 		return load_main(argc, argv);
-	fprintf(stderr, "%s: call it by the name of one of its programs: init, agent, records, load\n", name);
+	if (!strcmp(name, "zero"))
+		return zero_main(argc, argv);
+	fprintf(stderr, "%s: call it by the name of one of its programs: init, agent, records, load, zero\n", name);
 	return 2;
 }

@@ -6,3 +6,4 @@ int init_main(void);
 int agent_main(int argc, char **argv);
 int records_main(int argc, char **argv);
 int load_main(int argc, char **argv);
+int zero_main(int argc, char **argv);

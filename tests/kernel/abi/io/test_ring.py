@@ -20,6 +20,7 @@ from kernel.abi.io.blkif import (
     RESPONSES_AT,
     RING_BYTES,
     SLOTS,
+    SMALL_RING_BYTES,
     Op,
     RspStatus,
 )
@@ -139,6 +140,9 @@ def test_the_layout_is_the_one_that_is_written_down():
     assert REQUESTS_AT + SLOTS * REQUEST_BYTES <= POOL_AT
     assert RESPONSES_AT + SLOTS * 4 <= POOL_AT
     assert RING_BYTES == POOL_AT + (6 << 20)
+    assert SMALL_RING_BYTES == POOL_AT + (5 << 19)
     assert MAX_BYTES == 4 << 20
     assert [status.value for status in RspStatus] == [0, 1, 2, 3, 4, 5]
-    assert {op.name: op.value for op in Op} == {"READ": 0, "WRITE": 1, "FLUSH": 3, "DISCARD": 5}
+    assert {op.name: op.value for op in Op} == {
+        "READ": 0, "WRITE": 1, "FLUSH": 3, "DISCARD": 5, "WRITE_ZEROES": 7, "ZERO_UNMAP": 8,
+    }  # fmt: skip
