@@ -170,8 +170,9 @@ def test_actors_that_die_again_and_again_are_the_guests_crash(tmp_path):
         reaper = lab.client.info("g").pid or 0
         while not lab.log.all("guest.ended", name="g"):
             actor = actor_below(reaper)
-            if actor:
-                os.kill(actor, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                if actor:
+                    os.kill(actor, signal.SIGKILL)
         (ended,) = lab.log.all("guest.ended", name="g")
         assert (ended["reason"], ended["how"]) == ("crash", f"exit status {128 + signal.SIGKILL}")
         assert len(lab.log.all("domain.soft_reset", name="g")) >= 20
