@@ -18,8 +18,14 @@ __all__ = ["Apt", "Archive"]
 INSTALLS = re.compile(r"^Inst (?P<name>\S+) (?P<upgrade>\[\S+\] )?\((?P<version>\S+) ", re.MULTILINE)
 """A line of `apt-get --simulate install`. What it would only upgrade is there, in a version that will do."""
 
+URIS = re.compile(r"^'(?P<uri>\S+)' (?P<name>[^\s_]+)_", re.MULTILINE)
+"""A line of `apt-get --print-uris download`: where an archive is, and its name."""
+
+HELPER = "/usr/lib/apt/apt-helper"
+"""A part of apt's. It goes on with a file that was cut short; `apt-get download` begins it anew."""
+
 OWN_LISTS = "lists-are-whole"
-TRIES = 3
+RETRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +38,19 @@ class Archive:
     size: int
     sha256: str
 
-    def whole_in(self, folder: Path) -> Path | None:
-        """The archive in a folder, if it is there with every byte as it should be."""
-        path = folder / self.file
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has it with every byte as it should be."""
         try:
-            with path.open("rb") as file:
-                right = hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+            with (folder / self.file).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
         except FileNotFoundError:
-            return None
-        return path if right else None
+            return False
+
+    def remove_if_wrong(self, folder: Path) -> None:
+        """What is not whole, and yet too long to be gone on with."""
+        path = folder / self.file
+        if path.exists() and path.stat().st_size >= self.size:
+            path.unlink()
 
 
 class Apt:
@@ -54,43 +64,55 @@ class Apt:
             (folder / needed).mkdir(parents=True, exist_ok=True)
         self._own_lists = (folder / OWN_LISTS).exists()
 
-    def archives(self, packages: Sequence[str]) -> list[Archive]:
-        """Those that the packages need beside what is installed. Raises SetupError."""
+    def bring(self, packages: Sequence[str], folder: Path) -> list[Archive]:
+        """Have in a folder the archives that the packages need beside what is installed, and check every byte of them.
+        Progress is apt's own. Raises SetupError.
+
+        An archive that is cut short is gone on with, if whoever cut it short had apt end by itself: Ctrl-C, a network.
+        """
+        archives = self._archives(packages)
+        if not self._download(archives, folder) and not self._own_lists:
+            self._update()  # the system's own may name archives that are no longer there
+            archives = self._resolve(packages)
+            self._download(archives, folder)
+        bad = [archive.file for archive in archives if not archive.is_in(folder)]
+        if bad:
+            raise SetupError(f"{bad[0]} could not be downloaded as the package index has it; the reason stands above")
+        return archives
+
+    def _archives(self, packages: Sequence[str]) -> list[Archive]:
         try:
             return self._resolve(packages)
         except SetupError:
             if self._own_lists:
                 raise
-        self.update()
+        self._update()
         return self._resolve(packages)
 
-    def update(self) -> None:
-        """Fetch the package index, for this cache alone. Raises SetupError."""
+    def _update(self) -> None:
+        """Fetch the package index, for this cache alone."""
         print("packages   fetching the package index", flush=True)
         self._own_lists = True
         if self._run("apt-get", "update", captured=False).returncode:
             raise SetupError("apt-get update failed, its reason stands above")
         (self._folder / OWN_LISTS).touch()
 
-    def download(self, archives: Sequence[Archive], folder: Path) -> None:
-        """Bring what is not in a folder yet, and check every byte of it. Progress is apt's own. Raises SetupError."""
-        for tries_left in reversed(range(TRIES)):
-            missing = [archive for archive in archives if archive.whole_in(folder) is None]
-            if not missing:
-                return
-            for archive in missing:
-                (folder / archive.file).unlink(missing_ok=True)
-            mib = sum(archive.size for archive in missing) / (1 << 20)
-            print(f"packages   downloading {len(missing)} archives, {mib:.1f} MiB", flush=True)
-            wanted = [f"{archive.name}={archive.version}" for archive in missing]
-            failed = self._run("apt-get", "download", *wanted, captured=False, folder=folder).returncode != 0
-            for archive in missing:
-                _take_name(archive, folder)
-            if failed and not self._own_lists and tries_left:
-                self.update()  # the system's own may name archives that are no longer there
-        bad = [archive.file for archive in archives if archive.whole_in(folder) is None]
-        if bad:
-            raise SetupError(f"{bad[0]} could not be downloaded as the package index has it; the reason stands above")
+    def _download(self, archives: Sequence[Archive], folder: Path) -> bool:
+        """Whether apt brought what is not there yet."""
+        missing = [archive for archive in archives if not archive.is_in(folder)]
+        if not missing:
+            return True
+        told = self._run("apt-get", "--print-uris", "download", *(f"{each.name}={each.version}" for each in missing))
+        uris = {found["name"]: found["uri"] for found in URIS.finditer(told.stdout)}
+        words: list[str] = []
+        for archive in missing:
+            archive.remove_if_wrong(folder)
+            if archive.name in uris:
+                words += [uris[archive.name], str(folder / archive.file), f"SHA256:{archive.sha256}"]
+        mib = sum(archive.size for archive in missing) / (1 << 20)
+        print(f"packages   downloading {len(missing)} archives, {mib:.1f} MiB", flush=True)
+        done = self._run(HELPER, "download-file", *words, captured=False)
+        return len(uris) == len(missing) and done.returncode == 0
 
     def _resolve(self, packages: Sequence[str]) -> list[Archive]:
         words = ["--simulate", "--yes", "--no-install-recommends", "install", *packages]
@@ -104,16 +126,14 @@ class Apt:
         told = self._run("apt-cache", "show", *(f"{found['name']}={found['version']}" for found in new))
         return list({archive.file: archive for archive in _archives(told.stdout)}.values())
 
-    def _run(
-        self, *command: str, captured: bool = True, folder: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def _run(self, *command: str, captured: bool = True) -> subprocess.CompletedProcess[str]:
         program, *words = command
         options = [f"Dir::Cache={self._folder / 'cache'}", "Debug::NoLocking=1", "APT::Sandbox::User="]
+        options.append(f"Acquire::Retries={RETRIES}")
         options += [f"Dir::State::Lists={self._folder / 'lists'}"] if self._own_lists else []
         argv = [program, *(word for option in options for word in ("-o", option)), *words]
         return subprocess.run(
             argv,
-            cwd=folder,
             env=os.environ | {"LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             capture_output=captured,
@@ -130,9 +150,3 @@ def _archives(index: str) -> Iterator[Archive]:
         if "SHA256" in fields:
             file = f"{fields['Package']}-{fields['SHA256'][:16]}.deb"
             yield Archive(fields["Package"], fields["Version"], file, int(fields["Size"]), fields["SHA256"])
-
-
-def _take_name(archive: Archive, folder: Path) -> None:
-    """Give an archive that apt has named its own name, which says what is in it."""
-    for path in folder.glob(f"{archive.name}_*.deb"):
-        path.replace(folder / archive.file)

@@ -3,19 +3,25 @@
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernel.abi.cache import cache_root, find_program
 
 __all__ = [
-    "KERNEL", "GuestFiles", "SetupError", "guest_files", "guest_folder", "is_static", "point_link", "prune", "publish",
+    "KERNEL", "GuestFiles", "SetupError", "exit_status", "guest_files", "guest_folder", "is_static", "point_link",
+    "prune", "publish",
 ]
 
 KERNEL = "linux.uml"
 SETUP = "python -m triovisor.provision"
+
+INTERRUPTED = 130
+"""As a shell has it: 128 and SIGINT."""
 
 MAX_IDLE_S = 7 * 24 * 3600.0
 """What no set-up has wanted for so long is nobody's: another checkout's is wanted whenever that is set up."""
@@ -23,6 +29,19 @@ MAX_IDLE_S = 7 * 24 * 3600.0
 
 class SetupError(Exception):
     """The host or its user is to blame. One line: what is wrong and what mends it."""
+
+
+def exit_status(name: str, act: Callable[[], None]) -> int:
+    """Do it, and say how the program `name` is to end: 0, or with one line on stderr 1, or 130 for Ctrl-C."""
+    try:
+        act()
+    except SetupError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the next one goes on where this was", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
 def is_static(program: Path) -> bool:

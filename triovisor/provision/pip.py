@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from kernel.abi.cache import find_file
-from triovisor.provision.files import SetupError
+from triovisor.provision.files import SetupError, exit_status
 from triovisor.provision.packages import Package, unpack_missing
 
 __all__ = ["main"]
@@ -19,12 +19,13 @@ WHEELS = Package("python3-pip-whl", "/usr/share/python-wheels", "pip")
 
 def main() -> int:
     """0: pip is there. 1: it is not, and one line on stderr says what mends it."""
-    try:
-        wheel = _wheel()
-    except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
-    return subprocess.run([sys.executable, f"{wheel}/pip", "install", "--no-index", wheel], check=False).returncode
+    return exit_status("setup", _install)
+
+
+def _install() -> None:
+    wheel = _wheel()
+    if subprocess.run([sys.executable, f"{wheel}/pip", "install", "--no-index", wheel], check=False).returncode:
+        raise SetupError(f"{wheel}: the reason stands above; or have root run: apt-get install python3-venv")
 
 
 def _wheel() -> Path:

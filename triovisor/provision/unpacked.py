@@ -2,7 +2,7 @@
 
     packages/lock                held by the set-up at work
     packages/apt/                apt's own, where the system's package index would not do
-    packages/archives/           what was downloaded; one that was cut short is downloaded again
+    packages/archives/           what was downloaded; and what was cut short
     packages/<hash>/             what those archives hold, `kernel.abi.cache` has its layout
     packages/current             a link to the one in use
 """
@@ -71,8 +71,7 @@ class Packages:
         archives_folder = self.folder / "archives"
         archives_folder.mkdir(exist_ok=True)
         apt = Apt(self.folder / "apt", self.lock)
-        archives = apt.archives(packages)
-        apt.download(archives, archives_folder)
+        archives = apt.bring(packages, archives_folder)
         key = hashlib.sha256("".join(sorted(archive.sha256 for archive in archives)).encode()).hexdigest()[:16]
         if not (self.folder / key).exists():
             self._unpack(key, [archives_folder / archive.file for archive in archives], programs)

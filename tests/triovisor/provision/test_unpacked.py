@@ -15,12 +15,10 @@ from triovisor.provision.files import MAX_IDLE_S
 
 UNPACK = """
 import sys
-from triovisor.provision import SetupError
+from triovisor.provision.files import exit_status
 from triovisor.provision.packages import Package, unpack_missing
-try:
-    unpack_missing([Package(name, f"{name}-run", "a test") for name in sys.argv[1:]])
-except SetupError as error:
-    sys.exit(f"provision: {error}")
+wanted = [Package(name, f"{name}-run", "a test") for name in sys.argv[1:]]
+sys.exit(exit_status("provision", lambda: unpack_missing(wanted)))
 """
 ROOT = Path(__file__).parents[3]
 TOOL = '#!/bin/sh\necho "$LD_LIBRARY_PATH $1"\n'
@@ -39,7 +37,9 @@ def served(tmp_path):
 
 def start(environment: dict[str, str], *packages: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", UNPACK, *packages]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
@@ -94,6 +94,33 @@ def test_a_set_up_killed_over_a_download_is_gone_on_with(served):
     assert repository.asked.count("tv-lib_1.0_all.deb") == 1
 
 
+def test_an_archive_whose_download_is_interrupted_is_not_begun_anew(served):
+    """Ctrl-C, which a terminal sends to apt too."""
+    repository, environment = served
+    repository.add("tv-big", {"usr/bin/tv-big-run": TOOL, "usr/share/tv-big": os.urandom(1 << 20)})
+    repository.halving = "tv-big"
+    first = start(environment, "tv-big")
+    assert repository.stalls.wait(PATIENCE_S)
+    wait_for_half(environment, repository.folder / "tv-big_1.0_all.deb")
+    os.killpg(first.pid, signal.SIGINT)
+    assert finish(first, 130).splitlines()[-1] == "provision: interrupted; the next one goes on where this was"
+    repository.halving = ""
+    repository.go_on.set()
+    finish(start(environment, "tv-big"))
+    assert (current(environment) / "root/usr/share/tv-big").stat().st_size == 1 << 20
+    (_, at_first), (_, then) = repository.parts
+    assert at_first == 0
+    assert then >= 1 << 19
+
+
+def wait_for_half(environment: dict[str, str], whole: Path) -> None:
+    folder = Path(environment["TRIOVISOR_CACHE"]) / "packages" / "archives"
+    deadline = time.monotonic() + PATIENCE_S
+    while sum(path.stat().st_size for path in folder.iterdir()) < whole.stat().st_size // 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_two_set_ups_at_once_download_everything_once(served):
     repository, environment = served
     repository.stalling = "tv-tool"
@@ -132,6 +159,15 @@ def test_an_archive_that_is_not_what_the_index_says_is_refused(served):
     assert said.startswith("provision: tv-bad-")
     assert said.endswith("or have root run: apt-get install tv-bad")
     assert not current(environment).exists()
+
+
+def test_an_index_of_the_systems_that_is_stale_is_not_relied_on(served):
+    repository, environment = served
+    subprocess.run(["apt-get", "update"], env=environment, check=True, capture_output=True)
+    repository.remove("tv-tool")
+    repository.add("tv-tool", {"usr/sbin/tv-tool-run": TOOL, "usr/share/tv-tool": "new"}, version="2.0")
+    assert "fetching the package index" in finish(start(environment, "tv-tool"))
+    assert (current(environment) / "root/usr/share/tv-tool").read_text() == "new"
 
 
 def test_a_package_that_nobody_has_is_named(served):
