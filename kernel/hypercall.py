@@ -391,6 +391,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.XenbusConnect: _xenbus(xenbus.connect),
     h.XenbusConnected: _xenbus(xenbus.connected),
     h.XenbusFault: _xenbus(xenbus.fault),
+    h.XenbusStalled: _xenbus(xenbus.stalled),
     h.DomctlCreate: _domctl_create,
     h.DomctlDestroy: _domctl_destroy,
     h.DomctlShutdown: _domctl_shutdown,

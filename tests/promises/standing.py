@@ -1,5 +1,6 @@
 """Whether a guest stands still, as the host tells it."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,13 +16,16 @@ STILL_S = 0.5
 
 
 def system_ticks(lab: Lab, guest: str) -> dict[int, int]:
-    """The CPU time of each process of a guest's operating system: all below the reaper but the actor."""
+    """The CPU time of each process of a guest's operating system, as the host tells it: all below the reaper but the
+    actor. Of one that runs a process may have ended since it was seen."""
     actor = actor_of(lab, guest)
-    return {
-        p.pid: sum(map(int, Path(f"/proc/{p.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-        for p in descendants_of(lab.client.info(guest).pid or 0)
-        if p.pid != actor
-    }
+    ticks = {}
+    for process in descendants_of(lab.client.info(guest).pid or 0):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks[process.pid] = int(fields[11]) + int(fields[12])
+    ticks.pop(actor, None)
+    return ticks
 
 
 def assert_stands_still(lab: Lab, guest: str) -> None:

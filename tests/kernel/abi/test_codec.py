@@ -56,6 +56,7 @@ messages = st.one_of(
     st.builds(h.Pong, st.integers(0, 0xFFFF_FFFF)),
     st.builds(h.GnttabGrant, requests, refs, peers, st.sampled_from(h.Access)),
     st.builds(h.XenbusFault, requests, handles, peers, st.text(max_size=512), st.text(max_size=512)),
+    st.builds(h.XenbusStalled, requests, handles, peers),
     st.builds(h.SchedShutdown, requests, st.sampled_from(h.ShutdownReason), st.text(max_size=512)),
 )
 
