@@ -65,6 +65,7 @@ $(STAMP): venv-support
 	@$(VENV)/bin/python -c 'import pip' 2>/dev/null || $(VENV)/bin/python -m triovisor.provision.pip
 	@echo 'setup: Python packages'
 	@$(VENV)/bin/pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
+	@echo 'PATH="$$PATH:/usr/sbin:/sbin:$${TRIOVISOR_CACHE:-$$HOME/.cache/triovisor}/packages/current/bin"' >> $(VENV)/bin/activate
 	@echo "$(SOURCE)" > $(STAMP)
 
 venv-support:

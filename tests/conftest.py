@@ -1,14 +1,19 @@
 """What holds for every test."""
 
+import os
 from collections import Counter
 
 from hypothesis import settings
 
+from kernel.abi.cache import program_path
 from tests.not_possible import lacking
 
 # No test asserts a wall-clock figure, and Hypothesis's deadline for an example is one.
 settings.register_profile("triovisor", settings.get_profile(settings.get_current_profile_name()), deadline=None)
 settings.load_profile("triovisor")
+
+# Tests run programs by name, as a person does who has activated the virtual environment.
+os.environ["PATH"] = program_path()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kernel.abi.cache import program_path
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -20,7 +22,7 @@ HYPERVISOR = "python -m kernel\n"
 def environment(tmp_path_factory):
     """As a person has it after `make setup` and activating the virtual environment, in a folder of his own."""
     folder = tmp_path_factory.mktemp("readme")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+    path = f"{Path(sys.executable).parent}:{program_path()}"
     return {
         "cwd": folder,
         "env": {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TRIOVISOR_RUNS": str(folder / "runs")},

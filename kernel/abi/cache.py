@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["cache_root", "find_file", "find_program", "unpacked_packages"]
+__all__ = ["cache_root", "find_file", "find_program", "program_path", "unpacked_packages"]
 
 SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 """Searched after PATH: an ordinary user's PATH on Debian has no sbin, where mke2fs lives."""
@@ -31,10 +31,14 @@ def unpacked_packages() -> Path:
     return cache_root() / "packages" / "current"
 
 
+def program_path() -> str:
+    """Where programs are searched for, as PATH has it: there, then in the system, then in what was unpacked."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), SYSTEM_FOLDERS, str(unpacked_packages() / "bin")))
+
+
 def find_program(name: str, suits: Callable[[Path], bool] = lambda path: True) -> Path | None:
-    """A program that suits: of PATH, else of the system, else of what was unpacked."""
-    places = (os.environ.get("PATH", os.defpath), SYSTEM_FOLDERS, str(unpacked_packages() / "bin"))
-    found = (shutil.which(name, path=folder) for folder in os.pathsep.join(places).split(os.pathsep))
+    """The first program that suits."""
+    found = (shutil.which(name, path=folder) for folder in program_path().split(os.pathsep))
     return next((path for each in found if each and suits(path := Path(each))), None)
 
 

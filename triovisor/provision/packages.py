@@ -69,7 +69,7 @@ def unpack_missing(wanted: Sequence[Package]) -> None:
         unpacked = unpacked_packages()
         lacking = [each for each in wanted if (found := each.found()) is None or unpacked in found.parents]
         try:
-            packages.unpack([each.name for each in lacking], [each.shown_by for each in lacking])
+            packages.unpack([each.name for each in lacking])
         except SetupError as error:
             names = " ".join(package.name for package in lacking)
             raise SetupError(f"{error}; or have root run: apt-get install {names}") from error

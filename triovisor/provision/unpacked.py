@@ -10,6 +10,7 @@
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -61,8 +62,8 @@ class Packages:
     folder: Path
     lock: int
 
-    def unpack(self, packages: Sequence[str], programs: Sequence[str]) -> None:
-        """Have the packages' files in `current`, and a way to run those of `programs` that are among them.
+    def unpack(self, packages: Sequence[str]) -> None:
+        """Have the packages' files in `current`, and a way to run the programs among them.
 
         Can be killed at any point: the next one goes on where it was. Raises SetupError.
         """
@@ -72,13 +73,14 @@ class Packages:
         archives_folder.mkdir(exist_ok=True)
         apt = Apt(self.folder / "apt", self.lock)
         archives = apt.bring(packages, archives_folder)
-        key = hashlib.sha256("".join(sorted(archive.sha256 for archive in archives)).encode()).hexdigest()[:16]
+        made_of = [WRAPPER, *sorted(archive.sha256 for archive in archives)]
+        key = hashlib.sha256("".join(made_of).encode()).hexdigest()[:16]
         if not (self.folder / key).exists():
-            self._unpack(key, [archives_folder / archive.file for archive in archives], programs)
+            self._unpack(key, [archives_folder / archive.file for archive in archives])
         point_link(self.folder / "current", key)
         self._prune(key, archives)
 
-    def _unpack(self, key: str, archives: Sequence[Path], programs: Sequence[str]) -> None:
+    def _unpack(self, key: str, archives: Sequence[Path]) -> None:
         unfinished = self.folder / UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "bin").mkdir(parents=True)
@@ -88,8 +90,7 @@ class Packages:
             done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=[self.lock])
             if done.returncode:
                 raise SetupError(f"{archive}: dpkg-deb: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-        for program in programs:
-            make_runnable(unfinished, self.folder / key, program)
+        make_runnable(unfinished, self.folder / key)
         unfinished.rename(self.folder / key)
 
     def _prune(self, key: str, archives: Sequence[Archive]) -> None:
@@ -101,23 +102,27 @@ class Packages:
         prune(self.folder, "????????????????", keep=key)
 
 
-def make_runnable(made: Path, final: Path, program: str) -> None:
-    """Put a way to run a program of `made/root` into `made/bin`, which works once `made` has its final path."""
-    found = next((f"{where}/{program}" for where in PROGRAM_FOLDERS if (made / "root" / where / program).exists()), "")
-    if not found:
-        return
-    path = made / "bin" / program
-    if program in AS_THEY_ARE:
-        path.symlink_to(f"../root/{found}")
-        return
+def make_runnable(made: Path, final: Path) -> None:
+    """Put a way to run each program of `made/root` into `made/bin`, which works once `made` has its final path."""
     root = final / "root"
-    command = str(root / found)
-    if program == "musl-gcc":
-        command = f"gcc -specs {final}/musl-gcc.specs"  # that of PATH: the unpacked one, else the system's
-        specs = (made / "root" / MUSL_SPECS).read_text()
-        (made / "musl-gcc.specs").write_text(specs.replace(" /usr/", f" {root}/usr/").replace("-L/", f"-L{root}/"))
     libraries, programs = (
         ":".join(str(root / where) for where in folders) for folders in (LIBRARY_FOLDERS, PROGRAM_FOLDERS)
     )
-    path.write_text(WRAPPER.format(libraries=libraries, programs=programs, root=root, command=command))
-    path.chmod(0o755)
+    for where in reversed(PROGRAM_FOLDERS):
+        for found in (made / "root" / where).glob("*"):
+            path = made / "bin" / found.name
+            path.unlink(missing_ok=True)
+            if found.name in AS_THEY_ARE:
+                path.symlink_to(f"../root/{where}/{found.name}")
+            elif found.is_file() and os.access(found, os.X_OK):
+                command = _musl_gcc(made, final) if found.name == "musl-gcc" else str(root / where / found.name)
+                path.write_text(WRAPPER.format(libraries=libraries, programs=programs, root=root, command=command))
+                path.chmod(0o755)
+
+
+def _musl_gcc(made: Path, final: Path) -> str:
+    """The command that is the C compiler over musl: that of PATH, the unpacked one or else the system's."""
+    root = final / "root"
+    specs = (made / "root" / MUSL_SPECS).read_text()
+    (made / "musl-gcc.specs").write_text(specs.replace(" /usr/", f" {root}/usr/").replace("-L/", f"-L{root}/"))
+    return f"gcc -specs {final}/musl-gcc.specs"

@@ -196,7 +196,8 @@ def test_what_no_set_up_has_wanted_for_long_goes_and_what_may_be_in_use_stays(se
 
 def test_a_python_without_ensurepip_gets_pip_into_its_virtual_environment(served, tmp_path):
     repository, environment = served
-    (wheel,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    folders = (Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels"))
+    wheel = next(wheel for folder in folders for wheel in folder.glob("pip-*.whl"))
     repository.add("python3-pip-whl", {f"usr/share/python-wheels/{wheel.name}": wheel.read_bytes()})
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     command = [tmp_path / "venv/bin/python", "-m", "triovisor.provision.pip"]
