@@ -11,7 +11,7 @@ SOURCE  = $$(sha256sum < pyproject.toml) $(CURDIR) $$($(PYTHON) -c 'import sys; 
 VENV_PACKAGE = $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
 
 .NOTPARALLEL:
-.PHONY: help setup venv venv-support demo test bench soak lint build clean
+.PHONY: help setup venv venv-made venv-support demo test bench soak lint build clean
 
 help:
 	@echo 'make setup   virtual environment, system packages, guest kernel and programs; the second time it downloads nothing'
@@ -53,7 +53,12 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# One set-up at a time makes it; another that waited finds it made.
 venv:
+	@flock --nonblock pyproject.toml true || echo 'setup: waiting for another one here'
+	@flock pyproject.toml $(MAKE) --no-print-directory venv-made
+
+venv-made:
 	@[ "$$(cat $(STAMP) 2>/dev/null)" = "$(SOURCE)" ] && $(PY) -c '' 2>/dev/null || $(MAKE) --no-print-directory $(STAMP)
 
 # Reached only through `venv`, which decides whether it is out of date.
