@@ -7,11 +7,11 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/made-from
 # What the virtual environment depends on: the requirements, the folder (its scripts name it) and the interpreter.
 SOURCE  = $$(sha256sum < pyproject.toml) $(CURDIR) $$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)' | tr -d '\n')
-# Debian has the part of Python that makes one in a package of its own.
+# Debian has the part of Python that makes one in a package of its own; an ordinary user's gets pip from a wheel instead.
 VENV_PACKAGE = $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
 
 .NOTPARALLEL:
-.PHONY: help setup venv venv-support demo test mutants bench profile soak lint build clean
+.PHONY: help setup venv venv-made venv-support demo test mutants bench profile soak lint build clean
 
 help:
 	@echo 'make setup   virtual environment, system packages, guest kernel and programs; the second time it downloads nothing'
@@ -61,7 +61,12 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# One set-up at a time makes it; another that waited finds it made.
 venv:
+	@flock --nonblock pyproject.toml true || echo 'setup: waiting for another one here'
+	@flock pyproject.toml $(MAKE) --no-print-directory venv-made
+
+venv-made:
 	@[ "$$(cat $(STAMP) 2>/dev/null)" = "$(SOURCE)" ] && $(PY) -c '' 2>/dev/null || $(MAKE) --no-print-directory $(STAMP)
 
 # Reached only through `venv`, which decides whether it is out of date.
@@ -69,15 +74,17 @@ venv:
 $(STAMP): venv-support
 	@echo 'setup: virtual environment in $(VENV)'
 	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $$($(PYTHON) -c 'import ensurepip' 2>/dev/null || echo --without-pip) $(VENV)
+	@$(VENV)/bin/python -c 'import pip' 2>/dev/null || $(VENV)/bin/python -m triovisor.provision.pip
 	@echo 'setup: Python packages'
 	@$(VENV)/bin/pip install --disable-pip-version-check --progress-bar on --editable '.[dev]'
+	@echo 'PATH="$$PATH:/usr/sbin:/sbin:$${TRIOVISOR_CACHE:-$$HOME/.cache/triovisor}/packages/current/bin"' >> $(VENV)/bin/activate
 	@echo "$(SOURCE)" > $(STAMP)
 
 venv-support:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'setup: $(PYTHON) is no Python 3.11 or later; name one: make PYTHON=python3.12 setup' >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || [ "$$(id -u)" != 0 ] || { command -v apt-get > /dev/null && \
 	    echo "setup: $(VENV_PACKAGE) through apt-get" && apt-get update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(VENV_PACKAGE); } || \
 	    { echo "setup: $(PYTHON) cannot make virtual environments; run: sudo apt-get install $(VENV_PACKAGE)" >&2; exit 1; }

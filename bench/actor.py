@@ -62,10 +62,11 @@ def _kill(hypervisor: Ours) -> Window:
 
 
 def _actor_of(reaper: int) -> int:
-    """The reaper's child that is of its own program. Raises BenchError for none."""
+    """The reaper's child that is of its own program, and not the undertaker. Raises BenchError for none."""
     program = Path(f"/proc/{reaper}/cmdline").read_bytes()
     for child in map(int, Path(f"/proc/{reaper}/task/{reaper}/children").read_text().split()):
-        if Path(f"/proc/{child}/cmdline").read_bytes() == program:
+        own = Path(f"/proc/{child}/cmdline").read_bytes() == program
+        if own and Path(f"/proc/{child}/comm").read_text() != "undertaker\n":
             return child
     raise BenchError(f"process {reaper} has no child that is the guest's actor")
 

@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from bench.peer import DAEMON
-from triovisor.provision.files import KERNEL, find_program
+from kernel.abi.cache import find_program
+from triovisor.provision.files import KERNEL
 
 __all__ = ["describe_machine"]
 

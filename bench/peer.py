@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.bare import end_with_parent
 from bench.load import BenchError
-from triovisor.provision.files import find_program
+from kernel.abi.cache import find_program
 
 __all__ = ["DAEMON", "start_peer"]
 

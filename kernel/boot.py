@@ -19,6 +19,7 @@ from kernel.driver_domains import start_dom0, start_driver
 from kernel.guests import destroy, request_shutdown
 from kernel.hypercall import dispatch
 from kernel.incarnation import end
+from kernel.inform import jail_in_words
 from kernel.log_keeper import LogKeeper
 from kernel.machine import Machine
 from kernel.manifest import Manifest
@@ -51,13 +52,16 @@ async def run_hypervisor(manifest: Manifest, run: RunFolder, say: Callable[[str]
             await _boot_domains(machine)
             await _ready(machine)
             say(f"triovisor {VERSION}, hypervisor {os.getpid()}, run {run.path}")
+            say(jail_in_words(machine.zygotes.missing))
             say(f"ready: TRIOVISOR_RUN={run.path} tv list")
-            log.info("hypervisor.ready")
+            missing = machine.zygotes.missing
+            log.info("hypervisor.ready", jail="reduced" if missing else "full", missing=missing)
             async for number in signals:
                 say(f"{signal.Signals(number).name}: shutting down")
                 break
             await _shut_down(machine)
             nursery.cancel_scope.cancel()
+    machine.folders.close()
     log.info("hypervisor.stopped")
     os.close(writing)
     keeper.stop()

@@ -4,6 +4,7 @@ import os
 import stat
 from pathlib import Path
 
+from kernel.abi.cache import cache_root, find_program
 from kernel.abi.guest_config import GuestConfig
 from kernel.abi.status import Refused, Status
 from kernel.manifest import GuestManifest
@@ -63,9 +64,11 @@ def read_lpj(manifest: GuestManifest) -> int:
 
 
 def cache_path(text: str) -> Path:
-    """A path of the manifest's, with `~` and `$TRIOVISOR_CACHE` (by default `~/.cache/triovisor`) filled in."""
-    cache = os.environ.get("TRIOVISOR_CACHE") or "~/.cache/triovisor"
-    return Path(text.replace("$TRIOVISOR_CACHE", cache)).expanduser()
+    """A path of the manifest's, with `~` and `$TRIOVISOR_CACHE` (by default `~/.cache/triovisor`) filled in; of a name
+    alone, where that program is."""
+    if "/" not in text and (found := find_program(text)) is not None:
+        return found
+    return Path(text.replace("$TRIOVISOR_CACHE", str(cache_root()))).expanduser()
 
 
 def _open(text: str, guest: str, key: str, mend: str) -> int:

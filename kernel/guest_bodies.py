@@ -42,7 +42,7 @@ def body_of(machine: Machine, guest: Guest) -> Body:
 
 
 def _pv(manifest: GuestManifest, guest: Guest, vbds: list[GuestVbd]) -> Body:
-    start = GuestStart(guest.config, vbds, guest.cpus[0], read_lpj(manifest))
+    start = GuestStart(guest.config, vbds, guest.cpus[0], read_lpj(manifest), str(guest.folder or ""))
     descriptors = open_boot_files(manifest, guest.config)
     memory_bytes = guest.config.memory * MIB
     jail = Jail(

@@ -10,6 +10,7 @@ from kernel import consoles
 from kernel.abi.guest_config import ONLY_FOR, Action, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import Peer
+from kernel.abi.packet import close_all
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import ShutdownRequested
 from kernel.core.domains import Kind
@@ -205,7 +206,14 @@ def _choose_cpus(machine: Machine, config: GuestConfig) -> tuple[int, ...]:
 
 def _start(machine: Machine, guest: Guest) -> Incarnation:
     """Begin an incarnation of a guest."""
-    body = body_of(machine, guest)
+    folder = _make_folder(machine, guest) if _needs_folder(machine, guest) else {}
+    try:
+        body = body_of(machine, guest)
+    except Refused:
+        close_all(list(folder.values()))
+        _remove_folder(machine, guest)
+        raise
+    body.descriptors.update(folder)
     incarnation = embody(machine, guest.record.domid, body, lambda gone, how: _gone(machine, guest, gone, how))
     guest.incarnation = incarnation
     guest.record.state = DomainState.STARTING
@@ -215,12 +223,35 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     return incarnation
 
 
+def _needs_folder(machine: Machine, guest: Guest) -> bool:
+    """A native guest writes nowhere."""
+    return guest.config.type == "pv" and "mount" in machine.zygotes.missing
+
+
+def _make_folder(machine: Machine, guest: Guest) -> dict[str, int]:
+    """Where the guest can write in a jail that has no mounts, as its descriptor `folder`. Refuses ENOSPC."""
+    try:
+        guest.folder = machine.folders.make()
+        return {"folder": os.open(guest.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}
+    except OSError as error:
+        _remove_folder(machine, guest)
+        where = f"{error.filename}: {error.strerror}"
+        raise Refused(Status.ENOSPC, f"guest {guest.config.name}: {where}: make room in /dev/shm") from error
+
+
+def _remove_folder(machine: Machine, guest: Guest) -> None:
+    if guest.folder is not None:
+        machine.folders.remove(guest.folder)
+        guest.folder = None
+
+
 def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) -> None:
     """What the guest's `on_*` settings say, now that an incarnation of it has ended."""
     left = incarnation.ended_for in ("", OVERSTAYED)
     reason = incarnation.shutdown if incarnation.shutdown is not None and left else ShutdownReason.CRASH
     guest.incarnation = None
     guest.last_end = how
+    _remove_folder(machine, guest)
     frontend_went(machine, guest.record.domid)
     consoles.frontend_went(machine, incarnation.peer)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)

@@ -52,7 +52,8 @@ def end_for_fault(machine: Machine, incarnation: Incarnation, fault: DomainFault
 
 
 def kill(incarnation: Incarnation) -> None:
-    """PID 1 of its namespace dies, and the kernel takes all others of the namespace with it."""
+    """PID 1 of its namespace dies, and the kernel takes all others of the namespace with it. In the reduced jail
+    there is no namespace: a guest's undertaker does it."""
     if incarnation.child is None:
         return
     try:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kernel.machine import Guest, Incarnation, Machine
 from kernel.pausing import paused_for, stands
 from kernel.version import ABI_VERSION, VERSION
 
-__all__ = ["domain_info", "driver_infos", "host_info"]
+__all__ = ["domain_info", "driver_infos", "host_info", "jail_in_words"]
 
 
 def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
@@ -73,7 +74,6 @@ def host_info(machine: Machine) -> dict[str, Any]:
     """Host and hypervisor, with the names that `xl info` has."""
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     free = os.sysconf("SC_AVPHYS_PAGES")
-    jails = {incarnation.child.jail for incarnation in machine.alive.values() if incarnation.child}
     return {
         "host": platform.node(),
         "release": platform.release(),
@@ -85,7 +85,8 @@ def host_info(machine: Machine) -> dict[str, Any]:
         "abi_version": ABI_VERSION,
         "hypervisor_pid": os.getpid(),
         "run": str(machine.run.path),
-        "jail": ", ".join(sorted(jails)),
+        "jail": "reduced" if machine.zygotes.missing else "full",
+        "jail_lacks": list(machine.zygotes.missing),
         "domains": sum(1 for _ in machine.domains),
         "faults": machine.manifest.faults,
     }
@@ -96,6 +97,14 @@ def _state(record: DomainRecord, incarnation: Incarnation | None, guest: Guest |
     if incarnation is not None and incarnation.held:
         return DomainState.HELD
     return DomainState.PAUSED if guest and incarnation and stands(guest) else record.state
+
+
+def jail_in_words(missing: Sequence[str]) -> str:
+    """The jail that domains have on this host, and what it costs where that is not the full one."""
+    if not missing:
+        return "jail: full"
+    lacks = ", ".join(missing)
+    return f"jail: reduced, for this host has no {lacks}: a domain may crash or hang, but must not mean harm"
 
 
 def _current(machine: Machine, record: DomainRecord) -> Incarnation | None:

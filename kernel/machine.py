@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -19,6 +20,7 @@ from kernel.core.grants import GrantTable
 from kernel.core.pausing import Pausing
 from kernel.core.unheard import Unheard
 from kernel.core.vbds import VbdTable
+from kernel.guest_folders import GuestFolders
 from kernel.images import Image
 from kernel.link import Link
 from kernel.log_keeper import LogKeeper
@@ -96,6 +98,8 @@ class Guest:
     record: DomainRecord
     config: GuestConfig
     cpus: tuple[int, ...]
+    folder: Path | None = None
+    """Of the incarnation, in the reduced jail."""
     incarnation: Incarnation | None = None
     deaths_s: list[float] = field(default_factory=list)
     reboots_s: list[float] = field(default_factory=list)
@@ -132,6 +136,7 @@ class Machine:
     alive: dict[Peer, Incarnation] = field(default_factory=dict)
     drivers: dict[DomId, DriverDomain] = field(default_factory=dict)
     guests: dict[DomId, Guest] = field(default_factory=dict)
+    folders: GuestFolders = field(default_factory=GuestFolders)
     stopping: bool = False
 
     def active(self, driver: DomId) -> Peer | None:

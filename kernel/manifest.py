@@ -80,10 +80,10 @@ class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GuestManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """How PV guests are run. Paths may begin with `~` or `$TRIOVISOR_CACHE`."""
+    """How PV guests are run. Paths may begin with `~` or `$TRIOVISOR_CACHE`; a name alone is that of a program."""
 
     role: Module = "domains.guests.main"
-    kernel: str = "/usr/bin/linux.uml"
+    kernel: str = "linux.uml"
     ramdisk: str = "$TRIOVISOR_CACHE/guest/initramfs.cpio"
     lpj: str = "$TRIOVISOR_CACHE/guest/lpj"
     heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0, idle_s=8.0)

@@ -114,6 +114,8 @@ class Zygotes:
         self._roles: dict[str, _Zygote] = {}
         self._starting: dict[str, trio.Lock] = {}
         self._last_request = 0
+        self.missing: tuple[str, ...] = ()
+        """Steps of the jail that this host cannot do: known with the first zygote of a role."""
 
     async def warm(self, role: str) -> None:
         """Have a zygote of this role ready. Raises SpawnError."""
@@ -163,6 +165,7 @@ class Zygotes:
             data = encode([ZygoteRequest(request, role)])
             child = await _answer(await self.ask("", request, data, [theirs.fileno()]))
         zygote = _Zygote(ours, child.pid)
+        self.missing = child.missing
         self._nursery.start_soon(self._read_answers, zygote, role, child.pidfd)
         self._log.info("zygote.started", role=role, pid=child.pid)
         return zygote

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from kernel.abi.cache import program_path
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [path for part in (".", "docs", "kernel", "bench") for path in sorted((ROOT / part).glob("*.md"))]
 BLOCKS = {path: re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL) for path in DOCUMENTS}
@@ -52,7 +54,7 @@ def folder(request, tmp_path):
 
 def environment_in(folder: Path) -> dict[str, str]:
     """As a person has it after `make setup` and activating the virtual environment."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+    path = f"{Path(sys.executable).parent}:{program_path()}"
     source = folder if (folder / "kernel").is_dir() else ROOT
     return {**os.environ, "PATH": path, "PYTHONPATH": str(source), "TRIOVISOR_RUNS": str(folder / "runs")}
 

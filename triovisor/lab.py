@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +24,12 @@ class LabError(Exception):
 
 
 class Hypervisor:
-    """A running hypervisor, its client and its run folder."""
+    """A running hypervisor, its client and its run folder. `greeting`: its lines until it was ready."""
 
-    def __init__(self, process: subprocess.Popen[str], run: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], run: Path, greeting: Sequence[str] = ()) -> None:
         self.process = process
         self.run = run
+        self.greeting = greeting
         self.client = Client(run)
         self.said: deque[str] = deque(maxlen=KEPT_LINES)
         """Its last words on standard output and error since it was ready. What it does is in its log."""
@@ -50,17 +51,21 @@ class Hypervisor:
 
 
 @contextmanager
-def start_hypervisor(run: Path, manifest: Path | None = None) -> Iterator[Hypervisor]:
-    """Start `python -m kernel` in a run folder, wait until it is ready, stop it at the end. Raises LabError."""
-    command = [sys.executable, "-m", "kernel", "--run", str(run)]
+def start_hypervisor(
+    run: Path, manifest: Path | None = None, prefix: Sequence[str] = ()
+) -> Iterator[Hypervisor]:
+    """Start `python -m kernel` in a run folder, wait until it is ready, stop it at the end. Raises LabError.
+
+    `prefix`: a command that executes what follows it, as `nice` does.
+    """
+    command = [*prefix, sys.executable, "-m", "kernel", "--run", str(run)]
     command += ["--manifest", str(manifest)] if manifest else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, env=environment
     ) as process:
         try:
-            _wait_until_ready(process)
-            hypervisor = Hypervisor(process, run)
+            hypervisor = Hypervisor(process, run, _wait_until_ready(process))
             threading.Thread(target=hypervisor.listen, daemon=True).start()
             yield hypervisor
         finally:
@@ -68,11 +73,11 @@ def start_hypervisor(run: Path, manifest: Path | None = None) -> Iterator[Hyperv
                 Hypervisor(process, run).stop()
 
 
-def _wait_until_ready(process: subprocess.Popen[str]) -> None:
+def _wait_until_ready(process: subprocess.Popen[str]) -> list[str]:
     said = []
     assert process.stdout is not None
     for line in process.stdout:
         said.append(line)
         if line.startswith(READY):
-            return
+            return said
     raise LabError("the hypervisor did not start: " + " ".join(line.strip() for line in said))

@@ -71,7 +71,7 @@ def domain_pairs(domain: DomainInfo) -> str:
 
 
 def driver_table(drivers: Iterable[DriverInfo]) -> Table:
-    head = ("Name", "ID", "State", "Gen", "PID", "Standby", "Restarts", "Vbds", "Last death")
+    head = ("Name", "ID", "State", "Gen", "PID", "Standby", "Jail", "Restarts", "Vbds", "Last death")
     rows = [
         (
             driver.name,
@@ -80,6 +80,7 @@ def driver_table(drivers: Iterable[DriverInfo]) -> Table:
             driver.generation,
             _or_dash(driver.pid),
             _or_dash(driver.standby_pid),
+            driver.jail or "-",
             driver.restarts,
             len(driver.vbds),
             driver.last_death or "-",

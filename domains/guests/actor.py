@@ -12,7 +12,17 @@ from domains.guests.console import Console
 from domains.guests.disks import Disks
 from domains.guests.mconsole import Mconsole
 from domains.guests.notes import Notes
-from domains.guests.reaper import AGENT_FD, CONSOLE_FD, RAMDISK_FD, OsEnded, OsStart, Succeeds, decode, encode_start
+from domains.guests.reaper import (
+    AGENT_FD,
+    CONSOLE_FD,
+    RAMDISK_FD,
+    OsEnded,
+    OsStart,
+    Succeeds,
+    decode,
+    encode_start,
+    run_folder,
+)
 from domains.guests.standing import Standing
 from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify_exit, command_line
 from domains.runtime.channel import Channel
@@ -38,8 +48,7 @@ from kernel.abi.upcalls import (
 
 __all__ = ["Actor"]
 
-UML_DIR, UMID = "/run/uml", "guest"
-MCONSOLE = f"{UML_DIR}/{UMID}/mconsole"
+UMID = "guest"
 
 LAST_WORDS_S = 0.5
 """For the console to give what the kernel wrote before it ended. A helper that lives on may hold the line open."""
@@ -72,8 +81,11 @@ class Actor:
         self._commands = Commands(domain, nursery, domain.descriptors["agent-line"], ports, notes)
         self._console = Console(domain, nursery, self._commands, notes, ConsoleRing(console_out), ports, refs)
         ring_bytes = size_of_rings(start.config.memory, len(start.vbds))
-        self._disks = Disks(domain, nursery, start.vbds, ring_bytes, ports, refs, self._broke_the_rules)
-        self._standing = Standing(Mconsole(MCONSOLE, f"{UML_DIR}/own.{domain.life}."))
+        run = run_folder(start)
+        self._disks = Disks(domain, nursery, start.vbds, ring_bytes, ports, refs, self._broke_the_rules, run)
+        self._uml_dir = f"{run}/uml"
+        mconsole = Mconsole(f"{self._uml_dir}/{UMID}/mconsole", f"{self._uml_dir}/own.{domain.life}.")
+        self._standing = Standing(mconsole)
 
     async def beat(self) -> None:
         """Return once the block loop has turned."""
@@ -117,7 +129,7 @@ class Actor:
             argv = command_line(self._spec())
         except Refused as refusal:
             return GuestExit(ExitReason.FAILED_EARLY, 0, refusal.why)
-        os.makedirs(UML_DIR, exist_ok=True)
+        os.makedirs(self._uml_dir, exist_ok=True)
         await self._reaper.send(encode_start(OsStart(argv, self._start.cpu)))
         return None
 
@@ -144,7 +156,7 @@ class Actor:
             initrd=f"/proc/self/fd/{RAMDISK_FD}",
             console_fd=CONSOLE_FD,
             agent_fd=AGENT_FD,
-            uml_dir=UML_DIR,
+            uml_dir=self._uml_dir,
             umid=UMID,
             hostname=config.name,
             root=config.root or "",

@@ -31,6 +31,7 @@ class Disks:
         ports: Numbers,
         refs: Numbers,
         on_guest_fault: Callable[[str], None],
+        folder: str,
     ) -> None:
         self._nursery = nursery
         self._on_guest_fault = on_guest_fault
@@ -38,7 +39,7 @@ class Disks:
         self.paths: list[str] = []
         fronts = []
         for vbd in vbds:
-            self.paths.append(socket_path(vbd))
+            self.paths.append(socket_path(folder, vbd))
             line = socket.socket(fileno=domain.descriptors[f"vhost.{vbd.vdev}"])
             in_flight = domain.descriptors[f"in-flight.{vbd.vdev}"]
             fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, line, in_flight))

@@ -1,4 +1,4 @@
-"""The role of a guest: a reaper as PID 1, and beside it the actor that this process goes on as, or its successor."""
+"""The role of a guest: a reaper as its first process, beside it the actor as which this one goes on, or the next."""
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ writing any more, and each actor inherits the mapping."""
 def prepare(descriptors: dict[str, int], config: bytes) -> int:
     """Fork: the parent stays as the reaper, the child has what that keeps for it. How many actors there were before."""
     _console_out.append(make_out())
-    return become_reaper(descriptors, msgspec.msgpack.decode(config, type=GuestStart).vbds)
+    return become_reaper(descriptors, msgspec.msgpack.decode(config, type=GuestStart))
 
 
 async def main(domain: Domain) -> None:

@@ -1,5 +1,5 @@
-"""PID 1 of a guest's jail: parent of the guest's actor and of its operating system, so that each can end without the
-other.
+"""The first process of a guest's jail, PID 1 where that has a PID namespace: parent of the guest's actor and of its
+operating system, so that each can end without the other.
 
 It keeps what must not end with an actor: both ends of the guest's lines, the connections of its device drivers
 (`domains.virtio.custody`), what is in flight there. When an actor dies it forks the next one, which finds all of that.
@@ -20,25 +20,33 @@ import msgspec
 from msgspec import Struct
 
 from domains.guests.uml import prepare_to_exec
+from domains.guests.undertaker import Undertaker, end_group
 from domains.virtio.custody import Custody
 from domains.virtio.in_flight import IN_FLIGHT_BYTES
 from kernel.abi import packet
 from kernel.abi.codec import encode
 from kernel.abi.hypercalls import SchedSoftReset
-from kernel.abi.roles import GuestVbd
+from kernel.abi.roles import GuestStart, GuestVbd
 
 __all__ = [
     "AGENT_FD", "CONSOLE_FD", "RAMDISK_FD", "OsEnded", "OsStart", "Succeeds", "become_reaper", "decode", "encode_start",
-    "socket_path",
+    "run_folder", "socket_path",
 ]  # fmt: skip
 
 CONSOLE_FD, AGENT_FD, RAMDISK_FD = 3, 4, 5
 """Their numbers in the operating system's process."""
 
+RUN, SHARED_MEMORY = "/run", "/dev/shm"
+"""Where the full jail has mounts for sockets and for the operating system's memory, which is a file on a tmpfs from
+which code may be mapped."""
+
 NOTES_BYTES = 4096
 """Of the memory in which an actor notes what its successor is to know."""
 
 SIGNAL_BASE = 128
+
+EXIT_UNATTENDED = 71
+"""EX_OSERR of sysexits.h: a guest without its undertaker, in the reduced jail."""
 
 EXIT_FAILED = 70
 """EX_SOFTWARE of sysexits.h: an actor ends with it when its own code failed. A successor goes on, as after a signal."""
@@ -87,12 +95,17 @@ def decode(data: bytes) -> OsStart | OsEnded | Succeeds:
     return said
 
 
-def socket_path(vbd: GuestVbd) -> str:
-    """The vhost-user socket to which the guest's kernel connects for a disk: its path in the jail."""
-    return f"/run/{vbd.vdev}.sock"
+def run_folder(start: GuestStart) -> str:
+    """Where a guest's sockets are: a path in its jail."""
+    return start.folder or RUN
 
 
-def become_reaper(descriptors: dict[str, int], vbds: list[GuestVbd]) -> int:
+def socket_path(folder: str, vbd: GuestVbd) -> str:
+    """The vhost-user socket to which the guest's kernel connects for a disk."""
+    return f"{folder}/{vbd.vdev}.sock"
+
+
+def become_reaper(descriptors: dict[str, int], start: GuestStart) -> int:
     """Fork, now and whenever an actor has died; the parent never returns. In each child, a guest's actor, give how many
     there were before it; `descriptors` has besides what it had:
 
@@ -100,14 +113,17 @@ def become_reaper(descriptors: dict[str, int], vbds: list[GuestVbd]) -> int:
     `typed.read`, `typed.write`: sluices of the console's. `notes`: memory for what a successor is to know.
     `vhost.VDEV`, `in-flight.VDEV` for each vbd: a line to the keeper of its connection, and its queue's table.
     """
-    return _Reaper(descriptors, vbds).run()
+    undertaker = None if os.getpid() == 1 else Undertaker.start()
+    return _Reaper(descriptors, start, undertaker).run()
 
 
 class _Reaper:
     """Waits for every process of the guest, starts its operating system, forks its actors."""
 
-    def __init__(self, descriptors: dict[str, int], vbds: list[GuestVbd]) -> None:
+    def __init__(self, descriptors: dict[str, int], start: GuestStart, undertaker: Undertaker | None) -> None:
         self._descriptors = descriptors
+        self._undertaker = undertaker
+        self._memory_folder = start.folder or SHARED_MEMORY
         self._actor = 0
         self._actors = 0
         self._deaths: deque[float] = deque(maxlen=DEATHS)
@@ -124,8 +140,8 @@ class _Reaper:
             descriptors[f"{sluice}.read"], descriptors[f"{sluice}.write"] = ends
         descriptors["notes"] = _memory("notes", NOTES_BYTES)
         self._custodies: dict[str, Custody] = {}
-        for vbd in vbds:
-            self._custodies[vbd.vdev] = Custody(_listen(socket_path(vbd)))
+        for vbd in start.vbds:
+            self._custodies[vbd.vdev] = Custody(_listen(socket_path(run_folder(start), vbd)))
             descriptors[f"in-flight.{vbd.vdev}"] = _memory("in-flight", IN_FLIGHT_BYTES)
 
     def run(self) -> int:
@@ -178,10 +194,26 @@ class _Reaper:
                 return died
             if pid == self._actor:
                 died = os.waitstatus_to_exitcode(status)
+            elif self._undertaker is not None and pid == self._undertaker.pid:
+                self._end_unattended()
             elif pid == self._system:
+                self._end_helpers(pid)
                 self._system = None
                 self._system_ended = OsEnded(os.waitstatus_to_exitcode(status))
                 self._tell(self._system_ended)
+
+    def _end_helpers(self, system: int) -> None:
+        """The operating system's helpers outlive it where it was killed. What is told then of the group is over."""
+        end_group(system)
+        if self._undertaker is not None:
+            self._undertaker.watch(0)
+
+    def _end_unattended(self) -> NoReturn:
+        """The undertaker is gone: nobody would see to it that all of the guest ends with this process."""
+        if self._system is not None:
+            end_group(self._system)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(EXIT_UNATTENDED)
 
     def _replace(self, status: int) -> bool:
         """The actor has ended: another goes on, or the guest ends with it. True in the other one."""
@@ -231,6 +263,8 @@ class _Reaper:
             signal.signal(handled, signal.SIG_DFL)
         if self._link is not None:
             self._link.close()
+        if self._undertaker is not None:
+            self._undertaker.let_go()
         for custody in self._custodies.values():
             custody.leave()
         self._close_systems_own()
@@ -268,9 +302,19 @@ class _Reaper:
         self._system_started = True
         self._system = os.fork()
         if self._system == 0:
+            _lead_group(self._undertaker)
             kept = {number: end.fileno() for number, end in self._guests_ends.items()}
-            _exec(order, self._descriptors["kernel"], {**kept, RAMDISK_FD: self._descriptors["ramdisk"]})
+            kept[RAMDISK_FD] = self._descriptors["ramdisk"]
+            _exec(order, self._descriptors["kernel"], kept, self._memory_folder)
         self._close_systems_own()
+
+
+def _lead_group(undertaker: Undertaker | None) -> None:
+    """The operating system, its helpers and the processes in it are one group, which the undertaker knows before any
+    of them runs."""
+    os.setsid()
+    if undertaker is not None:
+        undertaker.watch(os.getpid())
 
 
 def _listen(path: str) -> socket.socket:
@@ -287,7 +331,7 @@ def _memory(name: str, size: int) -> int:
     return descriptor
 
 
-def _exec(order: OsStart, kernel: int, keep: dict[int, int]) -> NoReturn:
+def _exec(order: OsStart, kernel: int, keep: dict[int, int], memory_folder: str) -> NoReturn:
     """In the forked child: put the descriptors where the command line says, and become the operating system."""
     try:
         signal.set_wakeup_fd(-1)
@@ -304,7 +348,7 @@ def _exec(order: OsStart, kernel: int, keep: dict[int, int]) -> NoReturn:
         os.sched_setaffinity(0, {order.cpu})
         prepare_to_exec()
         os.set_inheritable(kernel, True)
-        os.execve(kernel, order.argv, {"HOME": "/tmp", "TMPDIR": "/dev/shm", "PATH": "/usr/bin:/bin"})
+        os.execve(kernel, order.argv, {"HOME": "/tmp", "TMPDIR": memory_folder, "PATH": "/usr/bin:/bin"})
     except OSError as error:
         os.write(2, f"cannot start the guest's kernel: {error}\n".encode())
     finally:

@@ -8,13 +8,14 @@ import ctypes
 import errno
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 from domains.runtime import libc
 from domains.runtime.libc import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER
 
-__all__ = ["NAMESPACES", "Child", "clone_sibling", "namespaces_of_this_host"]
+__all__ = ["NAMESPACES", "Child", "clone_sibling", "namespaces_of_this_host", "succeeds"]
 
 NAMESPACES = {"pid": CLONE_NEWPID, "mount": CLONE_NEWNS, "net": CLONE_NEWNET, "ipc": CLONE_NEWIPC}
 """What a jail takes at its birth. Its user namespace it enters later, when its mounts are done."""
@@ -101,21 +102,29 @@ def namespaces_of_this_host() -> set[str]:
 
 
 def _may_make(flags: int, then_unshare: int = 0) -> bool:
+    return succeeds(lambda: libc.unshare(then_unshare), flags)
+
+
+def succeeds(act: Callable[[], object], flags: int = 0) -> bool:
+    """Whether a child that is cloned for it, in new namespaces (`CLONE_NEW*`), can do something without an OSError."""
     try:
         child = _clone(flags)
     except OSError:
         return False
     if child is None:
-        _try_unshare_and_exit(then_unshare)
+        _try_and_exit(act)
     assert child is not None
     _, status = os.waitpid(child.pid, 0)
     os.close(child.pidfd)
     return status == 0
 
 
-def _try_unshare_and_exit(flags: int) -> NoReturn:
+def _try_and_exit(act: Callable[[], object]) -> NoReturn:
+    status = 1
     try:
-        libc.unshare(flags)
+        act()
+        status = 0
     except OSError:
-        os._exit(1)
-    os._exit(0)
+        status = 1
+    finally:
+        os._exit(status)

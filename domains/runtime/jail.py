@@ -116,7 +116,7 @@ def can_be_entered_ahead(spec: Jail) -> bool:
 
 def enter(host: Host, spec: Jail, domid: DomId, files: Iterable[int] = ()) -> None:
     """Enter the jail for good; `settle_in` follows. The host's descriptors, which it needs for that, are closed on the
-    way. `files`: what a guest was given open.
+    way. `files`: what a guest was given open; a folder among them is where it can write.
 
     Raises JailFailed; the process is then half in its jail, and has to end.
     """
@@ -125,7 +125,8 @@ def enter(host: Host, spec: Jail, domid: DomId, files: Iterable[int] = ()) -> No
     writable: list[str] = []
     _do(
         ("mounts", lambda: writable.extend(mounts.mount_own(spec, uid, gid) if "mount" in host.namespaces else ())),
-        ("limits", lambda: _limit(spec)),
+        ("limits", lambda: _limit(host, spec)),
+        ("folder", lambda: _give_folder(host, spec, files, uid, gid)),
         ("ids", lambda: _change_ids(host, uid, gid)),
         ("user", lambda: _enter_user_namespace(host, uid, gid)),
         ("pdeathsig", _die_with_parent),
@@ -168,16 +169,28 @@ def _own_session(descriptors: Mapping[str, int]) -> None:
     os.dup2(descriptors.get(STDERR, 0), _STDERR_FILENO)
 
 
-def _limit(spec: Jail) -> None:
-    for what, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, spec.nofile),
-        (resource.RLIMIT_NPROC, spec.nproc),
-        (resource.RLIMIT_AS, spec.memory_bytes or resource.RLIM_INFINITY),
-    ):
+def _limit(host: Host, spec: Jail) -> None:
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: spec.nofile,
+        resource.RLIMIT_AS: spec.memory_bytes or resource.RLIM_INFINITY,
+    }
+    if host.own_uids or "user" in host.namespaces:  # else it would count all that the hypervisor's user runs
+        limits[resource.RLIMIT_NPROC] = spec.nproc
+    for what, value in limits.items():
         resource.setrlimit(what, (value, value))
     if spec.cpus:
         os.sched_setaffinity(0, spec.cpus)
+
+
+def _give_folder(host: Host, spec: Jail, given: Iterable[int], uid: int, gid: int) -> None:
+    if host.own_uids:
+        for folder in _folders(spec, given):
+            os.fchown(folder, uid, gid)
+
+
+def _folders(spec: Jail, given: Iterable[int]) -> list[int]:
+    return [d for d in given if spec.kind == "guest" and stat.S_ISDIR(os.fstat(d).st_mode)]
 
 
 def _change_ids(host: Host, uid: int, gid: int) -> None:
@@ -234,15 +247,16 @@ def _landlock(host: Host, spec: Jail, writable: list[str], files: Iterable[int])
 
 
 def _own_ruleset(host: Host, spec: Jail, writable: list[str], given: Iterable[int]) -> int:
-    """Rules for a child with mounts of its own; a guest may also run and read the files that it was given open."""
+    """Rules for a child with mounts of its own; a guest may also run and read the files that it was given open, and
+    write in a folder."""
     own = [Rule(os.open(path, os.O_PATH), landlock.all_access(host.landlock_abi)) for path in writable]
     if spec.proc:
         own.append(Rule(os.open("/proc", os.O_PATH), READ))
     files = [d for d in given if spec.kind == "guest" and stat.S_ISREG(os.fstat(d).st_mode) and not _is_memfd(d)]
+    given_rules = [Rule(file, READ_FILE | EXECUTE) for file in files]
+    given_rules += [Rule(folder, landlock.all_access(host.landlock_abi)) for folder in _folders(spec, given)]
     try:
-        return landlock.make_ruleset(
-            host.landlock_abi, (*host.rules, *own, *(Rule(file, READ_FILE | EXECUTE) for file in files))
-        )
+        return landlock.make_ruleset(host.landlock_abi, (*host.rules, *own, *given_rules))
     finally:
         for rule in own:
             os.close(rule.descriptor)

@@ -74,25 +74,34 @@ def _warm_up(entry: str) -> Entry:
 
 def _prepare(proc: int, paths: Iterable[str]) -> jail.Host:
     """Find out what this host grants, and go into the template where it grants mounts."""
-    own_uids = os.geteuid() == 0 and _maps(HIGHEST_DOMAIN_UID)
-    namespaces = clone.namespaces_of_this_host()
-    if "mount" not in namespaces and "user" in namespaces:
-        uid, gid = os.getuid(), os.getgid()
-        libc.unshare(CLONE_NEWUSER | CLONE_NEWNS)
-        jail.write_maps(proc, uid, gid)
-        namespaces = clone.namespaces_of_this_host()
-    elif "mount" in namespaces:
-        libc.unshare(CLONE_NEWNS)
     cover = trees.minimal_cover(paths)
-    if "mount" in namespaces:
-        mounts.enter_template(cover)
+    in_template = clone.succeeds(lambda: _enter_template(proc, cover))
+    if in_template:
+        _enter_template(proc, cover)
+    namespaces = clone.namespaces_of_this_host() - (set() if in_template else {"mount"})
     _silence_standard_streams()
+    own_uids = os.geteuid() == 0 and _maps(proc, HIGHEST_DOMAIN_UID)
     return jail.prepare(namespaces, own_uids, proc, cover)
 
 
-def _maps(uid: int) -> bool:
+def _enter_template(proc: int, cover: Iterable[str]) -> None:
+    """Into a mount namespace and the template, through a user namespace for who may not make one without.
+
+    Raises OSError, and not only where a namespace is refused: an AppArmor profile may let it be made and forbid every
+    mount in it. There is no way back, so it is tried in a child first.
+    """
+    if "mount" in clone.namespaces_of_this_host():
+        libc.unshare(CLONE_NEWNS)
+    else:
+        uid, gid = os.getuid(), os.getgid()
+        libc.unshare(CLONE_NEWUSER | CLONE_NEWNS)
+        jail.write_maps(proc, uid, gid)
+    mounts.enter_template(cover)
+
+
+def _maps(proc: int, uid: int) -> bool:
     """Whether `uid` exists in this user namespace: in a container it may not."""
-    with open("/proc/self/uid_map") as table:
+    with open(os.open("self/uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as table:
         rows = [tuple(map(int, row.split())) for row in table]
     return any(first <= uid < first + count for first, _, count in rows)
 

@@ -185,8 +185,8 @@ class Zygote:
             return
         child = unready.born.child
         jailed = isinstance(unready.request, SpawnRequest)
-        level, missing = (birth.level_of(self.host), self.host.missing) if jailed else ("none", ())
-        self._reply(Spawned(unready.request.request, child.pid, level, missing), (child.pidfd,))
+        level = birth.level_of(self.host) if jailed else "none"
+        self._reply(Spawned(unready.request.request, child.pid, level, self.host.missing), (child.pidfd,))
         unready.born.close()
 
     def _end_late_ones(self, now_s: float) -> None:

@@ -66,7 +66,10 @@ LOG_EVENTS = {
         "a hypercall was answered with a status that is not OK; `unlogged`: so many more since the last one",
         "name peer call status why unlogged",
     ),
-    "hypervisor.ready": LogEvent("Dom0 takes upcalls, and so does every driver that is not given up", ""),
+    "hypervisor.ready": LogEvent(
+        "Dom0 takes upcalls, and so does every driver that is not given up; `missing`: what the reduced jail lacks",
+        "jail missing",
+    ),
     "hypervisor.started": LogEvent("the first event of a run", "version pid run"),
     "hypervisor.stopped": LogEvent("the last event of a run", ""),
     "hypervisor.stopping": LogEvent("the hypervisor shuts down", "guests"),

@@ -43,7 +43,8 @@ class NativeStart(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
-    """A PV guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper).
+    """A PV guest. Further descriptors: `kernel`, `ramdisk`, `console` (a pipe to the log keeper), and `folder` where
+    that is not empty.
 
     The operating system runs on `cpu` alone, and its actor on the others where there are any. `lpj` is this
     host's loops per jiffy, 0 for unknown.
@@ -53,3 +54,5 @@ class GuestStart(Struct, frozen=True, forbid_unknown_fields=True):
     vbds: list[GuestVbd]
     cpu: int
     lpj: int
+    folder: str = ""
+    """In the reduced jail the host's path where the guest may write; else it has mounts of its own."""

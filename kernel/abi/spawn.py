@@ -109,7 +109,8 @@ class Spawned(Struct, tag=0x53, array_like=True, frozen=True, forbid_unknown_fie
     """In the namespace of the zygote, which is the hypervisor's."""
     jail: JailLevel
     missing: tuple[str, ...]
-    """Steps of the jail that this host could not do. Empty where `jail` is `full`."""
+    """Steps of the jail that this host cannot do, of a zygote those that its children will lack. Empty where `jail`
+    is `full`."""
 
 
 class SpawnFailed(Struct, tag=0x54, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from kernel.doctor.attempt import in_child, libc_call, system_call
 from kernel.doctor.finding import Answer, State
 
 __all__ = [
-    "architecture", "cgroups", "clone3", "cpus", "descriptors", "kernel_release", "kvm", "landlock", "memfd",
+    "architecture", "clone3", "cpus", "descriptors", "kernel_release", "kvm", "landlock", "memfd",
     "namespace", "ofd_locks", "pidfd", "python", "seccomp", "shared_memory", "user_namespace",
 ]
 
@@ -57,7 +57,11 @@ def namespace(kind: str) -> Callable[[], Answer]:
     """A look at one kind of namespace, made as the hypervisor would: by an ordinary user inside a user namespace."""
 
     def look() -> Answer:
-        return Answer(State.OK, in_child(lambda: _enter_namespace(kind)))
+        try:
+            return Answer(State.OK, in_child(lambda: _enter_namespace(kind)))
+        except OSError as error:
+            mend = "" if os.geteuid() == 0 else _user_namespace_mend()
+            return Answer(State.MISSING, f"refused: {error.strerror}", mend)
 
     return look
 
@@ -201,24 +205,6 @@ def ofd_locks() -> Answer:
         os.close(first)
         os.close(second)
     return Answer(State.MISSING, "a second writer is not refused")
-
-
-def cgroups() -> Answer:
-    """The cgroup that this process is in: of the unified hierarchy, else of v1's freezer."""
-    own: dict[str, str] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        own |= dict.fromkeys(controllers.split(","), path)
-    seen: list[str] = []
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, folder, kind, options, *_ = line.split(" ")
-        controller = {"cgroup2": "", "cgroup": "freezer"}.get(kind)
-        if controller is None or controller not in own or (kind == "cgroup" and "freezer" not in options.split(",")):
-            continue
-        if os.access(folder + own[controller], os.W_OK):
-            return Answer(State.OK, f"{'v2' if kind == 'cgroup2' else 'v1'} at {folder}, writable")
-        seen.append(folder)
-    return Answer(State.MISSING, f"{', '.join(seen)}: not writable" if seen else "none mounted")
 
 
 def kvm() -> Answer:

@@ -41,7 +41,7 @@ def _newer_kernel(release: str) -> str:
 
 
 def _package(name: str) -> str:
-    return f"sudo apt-get install --no-install-recommends {name} (or, with all the rest: make setup)"
+    return f"{PROVISION} (or, by root's hand: apt-get install --no-install-recommends {name})"
 
 
 PARTS: tuple[Part, ...] = (
@@ -62,8 +62,6 @@ PARTS: tuple[Part, ...] = (
     Part("landlock", linux.landlock, REDUCED_JAIL, "boot Linux 5.13 or later with lsm=landlock,…"),
     Part("memfd", linux.memfd, "no grant, and so no disk: a ring cannot be sealed", _newer_kernel("5.1")),
     Part("ofd-locks", linux.ofd_locks, "two writers may take one image", _newer_kernel("3.15")),
-    Part("cgroups", linux.cgroups, "a guest is paused through its console and has no CPU weight",
-         "run as root, or under: systemd-run --user --scope -p Delegate=yes …", optional=True),
     Part("kvm", linux.kvm, "HVM guests run in QEMU's translator, about 20 times slower",
          "sudo chmod a+rw /dev/kvm, or allow nested virtualisation", optional=True),
     Part("shared-memory", linux.shared_memory, "guests outside the full jail run out of memory",

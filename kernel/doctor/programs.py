@@ -7,26 +7,24 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+from kernel.abi.cache import find_file, find_program
 from kernel.boot_files import cache_path, read_lpj
 from kernel.doctor.finding import Answer, State
 from kernel.manifest import GuestManifest
 
 __all__ = ["guest_kernel", "guest_modules", "initramfs", "lpj", "program", "py_spy"]
 
-ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where mke2fs is, and where an ordinary user's PATH does not look."""
-
-UML_MODULES = Path("/usr/lib/uml/modules")
+UML_MODULES = "/usr/lib/uml/modules"
 BLOCK_MODULE = "kernel/drivers/block/virtio_blk.ko"
 ANSWER_DEADLINE_S = 5.0
 
 
 def program(name: str) -> Callable[[], Answer]:
-    """A look for one program: in PATH, then in the administrator's folders."""
+    """A look for one program: where set-up looks for it."""
 
     def look() -> Answer:
-        path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), ADMIN_FOLDERS)))
-        return Answer(State.OK, path) if path else Answer(State.MISSING, "not found")
+        path = find_program(name)
+        return Answer(State.OK, str(path)) if path else Answer(State.MISSING, "not found")
 
     return look
 
@@ -57,7 +55,8 @@ def guest_kernel() -> Answer:
 
 
 def guest_modules() -> Answer:
-    trees = [tree for tree in sorted(UML_MODULES.glob("*")) if (tree / BLOCK_MODULE).is_file()]
+    folder = find_file(UML_MODULES)
+    trees = [tree for tree in sorted(folder.glob("*")) if (tree / BLOCK_MODULE).is_file()] if folder else []
     if not trees:
         return Answer(State.MISSING, f"no {BLOCK_MODULE} in {UML_MODULES}")
     return Answer(State.OK, ", ".join(map(str, trees)))

@@ -17,6 +17,7 @@ from kernel.abi.guest_config import DiskConfig, GuestConfig
 from kernel.abi.run import ADMIN_SOCKET
 from kernel.abi.status import Status
 from tests.adversaries.lab import Lab
+from tests.not_possible import not_possible
 from tests.promises.events import wait_until
 from triovisor.client import TvError
 
@@ -182,7 +183,7 @@ def test_a_command_whose_client_breaks_the_protocol_is_ended(calm: Lab):
 def test_a_stranger_is_not_served(calm: Lab):
     """Neither by the socket's mode, nor, where somebody has opened that, by the hypervisor."""
     if os.geteuid() != 0:
-        pytest.skip("not possible here: being another user needs root")
+        not_possible("being another user needs root")
     since = calm.log.mark()
     folder = os.open(calm.run, os.O_PATH)
     path = calm.run / ADMIN_SOCKET

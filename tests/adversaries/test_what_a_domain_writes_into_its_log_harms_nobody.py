@@ -23,6 +23,7 @@ from kernel.abi.keeping import TAIL_BYTES, KeepPipe, KeepTails, PipeKind, Tail, 
 from kernel.keeping import BURST_BYTES, MAX_LINE_BYTES
 from tests.adversaries.lab import Lab
 from tests.adversaries.puppet import Puppet
+from tests.not_possible import not_possible
 from tests.promises.events import Event, EventLog, wait_until
 from tests.promises.lab import ROOT
 from tests.promises.processes import children_of
@@ -241,7 +242,7 @@ def take_tail(asking: socket.socket) -> bytes:
 def test_a_keeper_whose_disk_is_full_goes_on_and_counts_what_it_lost(tmp_path):
     """A file system of half a megabyte, filled by one domain; another is kept again once there is room."""
     if os.geteuid() != 0:
-        pytest.skip("not possible here: mounting a small file system needs root")
+        not_possible("mounting a small file system needs root")
     run = tmp_path / "small"
     run.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", run], check=True)

@@ -19,12 +19,13 @@ REPORT, ERRORS = "/tmp/report", "/tmp/errors"
 
 
 def actor_below(reaper: int) -> int:
-    """The pid of a reaper's child that runs no program but its own; the system's first process is one too until it
-    executes the kernel. 0 while there is none."""
+    """The pid of a reaper's child that runs its program too and is not the undertaker; the system's first process
+    is one too until it executes the kernel. 0 while there is none."""
     try:
         program = Path(f"/proc/{reaper}/cmdline").read_bytes()
         for child in map(int, Path(f"/proc/{reaper}/task/{reaper}/children").read_text().split()):
-            if program and Path(f"/proc/{child}/cmdline").read_bytes() == program:
+            runs_it = program and Path(f"/proc/{child}/cmdline").read_bytes() == program
+            if runs_it and Path(f"/proc/{child}/comm").read_text() != "undertaker\n":
                 return child
     except OSError:
         return 0

@@ -1,4 +1,4 @@
-"""What the tests of the promises stand on: the host's parts, images in memory, and a count of what was not possible."""
+"""What the tests of the promises stand on: the host's parts, and images in memory."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,12 +9,9 @@ import pytest
 from kernel.doctor import require
 
 PARTS = (
-    "architecture", "pidfd", "memfd", "ofd-locks", "namespaces.user", "namespaces.pid", "namespaces.mount",
-    "namespaces.net", "namespaces.ipc", "seccomp", "guest-kernel", "guest-modules", "initramfs", "py-spy",
+    "architecture", "pidfd", "memfd", "ofd-locks", "seccomp", "guest-kernel", "guest-modules", "initramfs", "py-spy",
 )  # fmt: skip
 """Without any of these a promise cannot be kept here: the test fails with the doctor's line."""
-
-NOT_POSSIBLE = "not possible here: "
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,13 +39,3 @@ def run(tmp_path_factory) -> Path:
     """A run folder of the module's own."""
     folder: Path = tmp_path_factory.mktemp("run")
     return folder
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    """No silent skip: what this host cannot have is counted and named at the end."""
-    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
-    lacking = [reason.partition(NOT_POSSIBLE)[2] for reason in reasons if NOT_POSSIBLE in reason]
-    if lacking:
-        terminalreporter.section(f"{len(lacking)} tests not possible here")
-        for reason in lacking:
-            terminalreporter.line(reason)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kernel.abi.guest_config import DiskConfig, DriverInfo, GuestConfig
@@ -118,15 +118,15 @@ options = {options}
 
 
 @contextlib.contextmanager
-def start_lab(run: Path, *, tree: Path | None = None, **settings) -> Iterator[Lab]:
-    """Start a hypervisor in `run`, with `manifest(**settings)`, from the source tree `tree`.
+def start_lab(run: Path, *, tree: Path | None = None, prefix: Sequence[str] = (), **settings) -> Iterator[Lab]:
+    """Start a hypervisor in `run`, with `manifest(**settings)`, from the source tree `tree`, through `prefix`.
 
     At the end it must stop with status 0 and leave no process, unless the test has ended it.
     """
     run.mkdir(parents=True, exist_ok=True)
     file = run / "boot.toml"
     file.write_text(manifest(**settings))
-    with contextlib.chdir(tree or ROOT), start_hypervisor(run, file) as hypervisor:
+    with contextlib.chdir(tree or ROOT), start_hypervisor(run, file, prefix) as hypervisor:
         lab = Lab(hypervisor, settings.get("name", DRIVER), standby=settings.get("standby", False))
         try:
             yield lab

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tests.promises.conftest import NOT_POSSIBLE
+from tests.not_possible import not_possible
 from tests.promises.events import DEADLINE_S
 
 __all__ = ["FreezableDisk", "fill", "freezable_disk", "full_loop_device", "loop_device", "mounted", "tmpfs"]
@@ -42,7 +40,7 @@ def _unmount(folder: Path) -> None:
 
 def _need_root(why: str) -> None:
     if os.geteuid() != 0:
-        pytest.skip(f"{NOT_POSSIBLE}{why} needs root")
+        not_possible(f"{why} needs root")
 
 
 @contextlib.contextmanager
@@ -53,7 +51,7 @@ def tmpfs(folder: Path, mib: int) -> Iterator[Path]:
     try:
         _run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", folder)
     except OSError as error:
-        pytest.skip(f"{NOT_POSSIBLE}mounting a tmpfs: {error.strerror}")
+        not_possible(f"mounting a tmpfs: {error.strerror}")
     try:
         yield folder
     finally:
@@ -100,7 +98,7 @@ def loop_device(backing: Path, *options: str) -> Iterator[Path]:
     try:
         loop = _run("losetup", "--find", "--show", *options, backing)
     except OSError as error:
-        pytest.skip(f"{NOT_POSSIBLE}a loop device: {error.strerror}")
+        not_possible(f"a loop device: {error.strerror}")
     try:
         yield Path(loop)
     finally:
@@ -114,7 +112,7 @@ def mounted(device: Path, folder: Path, options: str = "rw") -> Iterator[Path]:
     try:
         _run("mount", "-t", "ext4", "-o", options, device, folder)
     except OSError as error:
-        pytest.skip(f"{NOT_POSSIBLE}mounting ext4 from a loop device: {error.strerror}")
+        not_possible(f"mounting ext4 from a loop device: {error.strerror}")
     try:
         yield folder
     finally:

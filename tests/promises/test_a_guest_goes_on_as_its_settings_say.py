@@ -55,7 +55,8 @@ def wait_generation(lab: Lab, guest: str, generation: int) -> None:
 
 
 def write_pattern(lab: Lab, guest: str) -> None:
-    lab.run_in(guest, "dd", "of=/dev/vda", "bs=4k", "count=1", "seek=5", "conv=notrunc,fsync", stdin=PATTERN)
+    where = ["of=/dev/vda", "bs=4k", "count=1", "seek=5"]
+    lab.run_in(guest, "dd", *where, "iflag=fullblock", "conv=notrunc,fsync", stdin=PATTERN)
 
 
 def read_pattern(lab: Lab, guest: str) -> bytes:

@@ -1,10 +1,8 @@
 """`tv pause`: the guest's operating system stands still and goes on later, under load, and whatever dies meanwhile."""
 
-import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,11 +10,8 @@ from kernel.abi.guest_config import DomainState
 from kernel.abi.status import Status
 from tests.promises.lab import start_lab
 from tests.promises.load import verified_load
-from tests.promises.processes import descendants_of
+from tests.promises.standing import STILL_S, assert_stands_still, system_ticks
 from triovisor.client import TvError
-
-STILL_S = 0.5
-"""For which it is watched. A guest under load would use most of that."""
 
 SPIN = ["sh", "-c", "while :; do :; done"]
 
@@ -31,33 +26,6 @@ def lab(tmp_path_factory):
 def _no_guest_left(lab):
     yield
     lab.destroy_all()
-
-
-def system_ticks(lab, guest: str) -> dict[int, int]:
-    """The CPU time of each process of a guest's operating system, as the host tells it: all but reaper and actor.
-
-    Of one that runs a process may have ended since it was seen.
-    """
-    reaper = lab.client.info(guest).pid
-    family = descendants_of(reaper)
-    actor = min((p for p in family if p.parent == reaper), key=lambda p: p.started).pid
-    ticks = {}
-    for process in family:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks[process.pid] = int(fields[11]) + int(fields[12])
-    ticks.pop(actor, None)
-    return ticks
-
-
-def assert_stands_still(lab, guest: str) -> None:
-    before = system_ticks(lab, guest)
-    assert before
-    time.sleep(STILL_S)
-    used = sum(system_ticks(lab, guest).values()) - sum(before.values())
-    assert used <= 1, f"{used} ticks in {STILL_S} s: at most the one that was nearly over"
-    told = lab.client.info(guest)
-    assert told.state is DomainState.PAUSED
 
 
 def refused(act, *arguments) -> TvError:

@@ -198,7 +198,7 @@ async def test_dmesg_is_binary(hypervisor, tv):
 async def test_drivers_are_listed_and_made_to_fail(hypervisor, tv):
     head, row = (await tv("driver", "list")).stdout.decode().splitlines()
     assert head.split()[:6] == ["Name", "ID", "State", "Gen", "PID", "Standby"]
-    assert row.split() == ["blkback", "1", "running", "3", "4001", "4002", "2", "1", "SIGKILL"]
+    assert row.split() == ["blkback", "1", "running", "3", "4001", "4002", "full", "2", "1", "SIGKILL"]
     assert json.loads((await tv("driver", "list", "--json")).stdout)[0]["standby_pid"] == 4002
     await tv("driver", "fault", "blkback", "hang", "--count", "2")
     assert (hypervisor.calls[-1].what, hypervisor.calls[-1].count) == ("hang", 2)

@@ -67,7 +67,7 @@ def _run(timeline: Timeline, run: Path) -> Verdict:
     create_ext4(image, DISK_MIB)
     with start_hypervisor(run, Path(__file__).with_name("boot.toml")) as hypervisor:
         client = hypervisor.client
-        timeline.say(f"hypervisor {hypervisor.process.pid} is up: Dom0 and the disk driver, each in its jail")
+        timeline.say(f"hypervisor {hypervisor.process.pid} is up: Dom0 and the disk driver, {_jail(client)}")
         _boot(timeline, client, image)
         written, strikes = _write_under_fire(timeline, client)
         _reboot(timeline, client)
@@ -77,6 +77,13 @@ def _run(timeline: Timeline, run: Path) -> Verdict:
         client.shutdown(GUEST, wait_s=REBOOT_S)
     image.unlink()
     return judge(written, found, errors, strikes, len(FAULTS))
+
+
+def _jail(client: Client) -> str:
+    host = client.host()
+    if host["jail"] == "full":
+        return "each in the full jail"
+    return f"each in the reduced jail, without {', '.join(host['jail_lacks'])}: python -m kernel doctor tells the cost"
 
 
 def _boot(timeline: Timeline, client: Client, image: Path) -> None:

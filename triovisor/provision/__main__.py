@@ -4,27 +4,22 @@ import argparse
 import os
 import sys
 
-from triovisor.provision.files import SetupError
+from kernel.abi.cache import cache_root
+from triovisor.provision.files import SetupError, exit_status
 from triovisor.provision.initramfs import build_initramfs
 from triovisor.provision.lpj import provide_lpj
-from triovisor.provision.packages import BASE, BENCH, install_packages, missing_packages
+from triovisor.provision.packages import BASE, BENCH, install_packages, missing_packages, unpack_missing
 from triovisor.provision.programs import build_programs
 
 __all__ = ["main"]
 
-
 def main(arguments: list[str] | None = None) -> int:
-    """0: everything is there. 1: something is not, and one line on stderr says what mends it."""
+    """0: everything is there. 1: something is not, and one line on stderr says what mends it. 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m triovisor.provision", description=__doc__)
     parser.add_argument("--bench", action="store_true", help="also the peer that `make bench` measures against")
     parser.add_argument("--check", action="store_true", help="only look whether the packages are there")
     options = parser.parse_args(arguments)
-    try:
-        provide(bench=options.bench, check=options.check)
-    except SetupError as error:
-        print(f"provision: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status("provision", lambda: provide(bench=options.bench, check=options.check))
 
 
 def provide(*, bench: bool, check: bool) -> None:
@@ -34,9 +29,12 @@ def provide(*, bench: bool, check: bool) -> None:
     names = " ".join(package.name for package in missing)
     if missing and check:
         raise SetupError(f"missing packages; run: apt-get install {names}")
-    if missing:
+    if missing and os.geteuid() == 0:
         _say("packages", f"installing {names}")
-        install_packages(missing, is_root=os.geteuid() == 0)
+        install_packages(missing)
+    elif missing:
+        _say("packages", f"unpacking into {cache_root()}: {names}")
+        unpack_missing(wanted)
     _say("packages", f"{len(wanted)} there, {len(missing)} of them new")
     if check:
         return

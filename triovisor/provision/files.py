@@ -1,27 +1,53 @@
-"""Where what was provisioned lies.
+"""What was provisioned, and how a file gets into the cache and out of it again; `kernel.abi.cache` says where."""
 
-    $TRIOVISOR_CACHE, else ~/.cache/triovisor
-      guest/initramfs.cpio       a link to initramfs-<content hash>.cpio
-      guest/lpj                  this host's loops per jiffy, one number
-      guest/programs-<hash>      the guest's programs, compiled from sources of that hash
-"""
-
+import contextlib
 import os
 import shutil
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KERNEL", "GuestFiles", "SetupError", "find_program", "guest_files", "guest_folder", "publish"]
+from kernel.abi.cache import cache_root, find_program
+
+__all__ = [
+    "KERNEL", "GuestFiles", "SetupError", "exit_status", "guest_files", "guest_folder", "is_static", "point_link",
+    "prune", "publish",
+]
 
 KERNEL = "linux.uml"
 SETUP = "python -m triovisor.provision"
-SYSTEM_FOLDERS = "/usr/sbin:/sbin:/usr/bin:/bin"
-"""Searched after PATH: an ordinary user's PATH on Debian has no sbin, where mke2fs lives."""
+
+INTERRUPTED = 130
+"""As a shell has it: 128 and SIGINT."""
+
+MAX_IDLE_S = 7 * 24 * 3600.0
+"""What no set-up has wanted for so long is nobody's: another checkout's is wanted whenever that is set up."""
 
 
 class SetupError(Exception):
     """The host or its user is to blame. One line: what is wrong and what mends it."""
+
+
+def exit_status(name: str, act: Callable[[], None]) -> int:
+    """Do it, and say how the program `name` is to end: 0, or with one line on stderr 1, or 130 for Ctrl-C."""
+    try:
+        act()
+    except SetupError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the next one goes on where this was", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def is_static(program: Path) -> bool:
+    """Whether it needs no loader, and so runs in a guest that has none."""
+    with program.open("rb") as file:
+        return b"/ld-linux" not in file.read(4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +61,9 @@ class GuestFiles:
 
 def guest_folder() -> Path:
     """The cache for guests, made where it is not there."""
-    root = os.environ.get("TRIOVISOR_CACHE")
-    folder = (Path(root) if root else Path.home() / ".cache" / "triovisor") / "guest"
+    folder = cache_root() / "guest"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def find_program(name: str) -> Path | None:
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SYSTEM_FOLDERS}")
-    return Path(found) if found else None
 
 
 def guest_files() -> GuestFiles:
@@ -61,6 +81,30 @@ def read_lpj() -> int | None:
         return int((guest_folder() / "lpj").read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def point_link(link: Path, target: str) -> None:
+    """Have a link point to what lies beside it, at once. That is wanted now, by `prune`'s clock."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(link.parent / target)
+    if link.is_symlink() and os.readlink(link) == target:
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def prune(folder: Path, pattern: str, keep: str) -> None:
+    """Remove what matches, but for one, and what was wanted lately."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another set-up prunes too
+            if path.name == keep or time.time() - path.lstat().st_mtime < MAX_IDLE_S:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def publish(path: Path, content: bytes, permissions: int = 0o644) -> None:

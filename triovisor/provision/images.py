@@ -5,7 +5,8 @@ import stat
 import subprocess
 from pathlib import Path
 
-from triovisor.provision.files import SetupError, find_program
+from kernel.abi.cache import find_program
+from triovisor.provision.files import SetupError
 
 __all__ = ["check_image", "create_ext4", "create_image"]
 

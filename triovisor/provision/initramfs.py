@@ -4,14 +4,14 @@ Uncompressed, since unpacking costs more than reading; deterministic, and named 
 """
 
 import hashlib
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from kernel.abi.cache import find_file, find_program
 from triovisor.provision import cpio
 from triovisor.provision.cpio import Entry
-from triovisor.provision.files import KERNEL, SetupError, find_program, guest_folder, publish
+from triovisor.provision.files import KERNEL, SetupError, guest_folder, is_static, point_link, prune, publish
 from triovisor.provision.programs import PROGRAMS, build_programs
 
 __all__ = ["build_initramfs", "initramfs_entries"]
@@ -20,7 +20,7 @@ FOLDERS = ("bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "ru
 MODULES = ("kernel/drivers/block/virtio_blk.ko",)
 """Under the kernel's module tree. Loaded by guest/init.c from /lib/modules, by name."""
 
-MODULE_TREES = Path("/usr/lib/uml/modules")
+MODULE_TREES = "/usr/lib/uml/modules"
 """Where Debian's user-mode-linux puts them, a folder for each kernel version."""
 
 ETC = {
@@ -48,7 +48,8 @@ def build_initramfs() -> tuple[Path, bool]:
     built = not path.exists()
     if built:
         publish(path, content)
-    _point_link(guest_folder() / "initramfs.cpio", path.name)
+    point_link(guest_folder() / "initramfs.cpio", path.name)
+    prune(guest_folder(), "initramfs-*", keep=path.name)
     return path, built
 
 
@@ -69,11 +70,9 @@ def initramfs_entries(
 
 
 def _busybox() -> Path:
-    busybox = find_program("busybox")
+    busybox = find_program("busybox", is_static)
     if busybox is None:
-        raise SetupError("no busybox for the guest; run: apt-get install busybox-static")
-    if b"/ld-linux" in busybox.read_bytes()[:4096]:
-        raise SetupError(f"{busybox} is not static, a guest cannot run it; run: apt-get install busybox-static")
+        raise SetupError("no static busybox for the guest; run: apt-get install busybox-static")
     return busybox
 
 
@@ -87,16 +86,10 @@ def _modules() -> dict[str, Path]:
     if kernel is None:
         raise SetupError(f"no guest kernel {KERNEL}; run: apt-get install user-mode-linux")
     version = subprocess.run([kernel, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    found = {name: MODULE_TREES / version / name for name in MODULES}
-    for path in found.values():
-        if not path.exists():
-            raise SetupError(f"{path} is missing; run: apt-get install --reinstall user-mode-linux")
+    found = {}
+    for name in MODULES:
+        path = find_file(f"{MODULE_TREES}/{version}/{name}")
+        if path is None:
+            raise SetupError(f"{name} of {version} is missing; run: apt-get install --reinstall user-mode-linux")
+        found[name] = path
     return found
-
-
-def _point_link(link: Path, target: str) -> None:
-    if link.is_symlink() and os.readlink(link) == target:
-        return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.symlink_to(target)
-    os.replace(temporary, link)

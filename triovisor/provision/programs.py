@@ -1,12 +1,14 @@
 """The guest's own programs, compiled static from the C sources beside this file."""
 
 import hashlib
+import os
 import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
 
-from triovisor.provision.files import SetupError, find_program, guest_folder, publish
+from kernel.abi.cache import find_program, unpacked_packages
+from triovisor.provision.files import SetupError, guest_folder, prune, publish
 
 __all__ = ["PROGRAMS", "build_programs"]
 
@@ -17,8 +19,8 @@ COMPILER = "musl-gcc"
 """Against the GNU library the executable has 900 KB and not 110: with it twice in memory, 20 MiB do not boot."""
 
 FLAGS = ("-O2", "-static", "-s", "-Wall", "-Wextra")
-KERNEL_HEADERS = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
-"""musl-gcc looks in none of the system's folders; <linux/aio_abi.h> is there."""
+KERNEL_HEADERS = ("/usr/include", "/usr/include/x86_64-linux-gnu")
+"""musl-gcc looks in none of the system's folders; <linux/aio_abi.h> is there, or where its package was unpacked."""
 
 
 def build_programs() -> tuple[Path, bool]:
@@ -28,10 +30,13 @@ def build_programs() -> tuple[Path, bool]:
         raise SetupError(f"no {COMPILER} for the guest's programs; run: apt-get install musl-tools linux-libc-dev")
     with resources.as_file(resources.files("triovisor.provision") / "guest") as sources:
         built = guest_folder() / f"programs-{_fingerprint(compiler, sources)}"
-        if built.exists():
-            return built, False
-        publish(built, _compile(compiler, sorted(sources.glob("*.c"))), 0o755)
-    return built, True
+        known = built.exists()
+        if known:
+            os.utime(built)  # wanted now, by prune's clock
+        else:
+            publish(built, _compile(compiler, sorted(sources.glob("*.c"))), 0o755)
+    prune(guest_folder(), "programs-*", keep=built.name)
+    return built, not known
 
 
 def _fingerprint(compiler: Path, sources: Path) -> str:
@@ -45,7 +50,10 @@ def _fingerprint(compiler: Path, sources: Path) -> str:
 def _compile(compiler: Path, sources: list[Path]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "programs"
-        argv: list[str | Path] = [compiler, *FLAGS, *KERNEL_HEADERS, "-o", target, *sources]
+        unpacked = unpacked_packages() / "root"
+        roots = [Path("/"), *([unpacked] if unpacked.exists() else [])]
+        headers = [f"-idirafter{root / path.lstrip('/')}" for root in roots for path in KERNEL_HEADERS]
+        argv: list[str | Path] = [compiler, *FLAGS, *headers, "-o", target, *sources]
         done = subprocess.run(argv, capture_output=True, text=True)
         if done.returncode == 0:
             return target.read_bytes()

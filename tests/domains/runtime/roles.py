@@ -95,6 +95,13 @@ def files(_descriptors: dict[str, int]) -> dict:
     }
 
 
+def writes_in_folder(descriptors: dict[str, int]) -> dict:
+    """A file in the folder that a guest is given, and one beside it."""
+    inside = os.readlink(f"/proc/self/fd/{descriptors['folder']}") + "/x"
+    paths = {"inside": inside, "beside": "/tmp/triovisor-beside"}
+    return {name: attempt(os.open, path, os.O_WRONLY | os.O_CREAT) for name, path in paths.items()}
+
+
 def open_descriptors(_descriptors: dict[str, int]) -> dict:
     """Every descriptor that is open."""
     return {"open": [fd for fd in range(4096) if attempt(fcntl.fcntl, fd, fcntl.F_GETFD) == "ok"]}

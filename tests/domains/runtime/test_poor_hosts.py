@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,13 +10,21 @@ import pytest
 
 from domains.runtime import landlock
 from kernel.abi.spawn import Jail
-from tests.domains.runtime.stand_in import Zygote, as_nobody, fork_role, start_base
+from tests.domains.runtime.stand_in import NOBODY, Zygote, as_nobody, fork_role, start_base
+from tests.not_possible import not_possible
 
 NO_CLONE3 = """
 import errno, os, sys
 from domains.runtime import libc, seccomp
 libc.prctl(38, 1)
 seccomp.assemble({435: seccomp.errno(errno.ENOSYS)}, default=seccomp.ALLOW, newest=4096).install()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+NO_MOUNT = """
+import errno, os, sys
+from domains.runtime import libc, seccomp
+libc.prctl(38, 1)
+seccomp.assemble({165: seccomp.errno(errno.EACCES)}, default=seccomp.ALLOW, newest=4096).install()
 os.execv(sys.argv[1], sys.argv[1:])
 """
 NO_NAMESPACES = """
@@ -38,6 +47,15 @@ def test_where_a_filter_knows_no_clone3_clone_does_it():
         child = zygote.spawn("who", Jail("driver"))
         assert child.report()["pid"] == 1
         assert child.spawned.jail == "full"
+
+
+def test_where_a_profile_lets_namespaces_be_made_and_forbids_mounts_the_jail_is_reduced():
+    """As AppArmor does it on Ubuntu, for an ordinary user."""
+    user = as_nobody() if os.geteuid() == 0 else []
+    with zygote_under([*user, sys.executable, "-c", NO_MOUNT]) as zygote:
+        child = zygote.spawn("who", Jail("driver"))
+        assert child.report()["jail"] == "reduced"
+        assert "mount" in child.spawned.missing
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +82,22 @@ def test_the_reduced_jail_still_has_filter_landlock_and_limits(reduced):
     assert reduced.probe("limits", Jail("driver", nofile=40))["descriptors"] == "EMFILE"
 
 
+def test_in_the_reduced_jail_threads_are_not_counted_with_all_that_the_user_runs(reduced):
+    assert reduced.probe("still_works", Jail("driver", nproc=1))["thread"] == [1]
+
+
+def test_in_the_reduced_jail_a_guest_writes_in_the_folder_that_it_is_given_and_nowhere_else(reduced):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        report = reduced.probe("writes_in_folder", Jail("guest", proc=True), folder=folder)
+        os.close(folder)
+    assert report == {"inside": "ok", "beside": "EACCES", "jail": "reduced"}
+
+
 def test_in_the_reduced_jail_no_signal_leaves(reduced):
     if landlock.abi_version() < 6:
-        pytest.skip("this kernel's Landlock does not scope signals")
+        not_possible("signals held in by Landlock need Linux 6.12")
     sibling = reduced.spawn("who", Jail("driver")).spawned.pid
     assert set(reduced.signal_from_inside([sibling, os.getpid()]).values()) == {"EPERM"}

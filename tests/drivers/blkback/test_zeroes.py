@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from drivers.blkback.zeroes import discard, write_zeroes
+from tests.not_possible import not_possible
 
 KIB = 1024
 SIZE = 4096 * KIB
@@ -25,9 +26,9 @@ def folder(request, tmp_path):
             yield Path(path)
     else:
         if os.geteuid():
-            pytest.skip("not possible here: mounting a ramfs needs root")
+            not_possible("mounting a ramfs needs root")
         if subprocess.run(["mount", "-t", "ramfs", "none", tmp_path], check=False).returncode:
-            pytest.skip("not possible here: mounting a ramfs")
+            not_possible("mounting a ramfs")
         yield tmp_path
         subprocess.run(["umount", tmp_path], check=True)
 
