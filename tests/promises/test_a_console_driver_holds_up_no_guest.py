@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.promises.console_ends import TV, on_a_terminal
-from tests.promises.events import wait_until
+from tests.promises.events import EventLog, wait_until
 from tests.promises.lab import start_lab
 from triovisor.console import End
 
@@ -40,6 +40,13 @@ def file_of(lab) -> bytes:
     return content
 
 
+def arm(lab, what: str) -> None:
+    """And wait until the driver knows: what is typed to it comes another way."""
+    generation = next(driver.generation for driver in lab.client.drivers() if driver.name == CONSOLE)
+    lab.client.inject(CONSOLE, what)
+    EventLog(lab.run / "log" / f"{CONSOLE}.{generation}.jsonl").wait("fault.armed", what=what)
+
+
 @pytest.mark.parametrize("what", ["hang", "exit", "crash@output", "crash@keys", "crash@attach"])
 def test_a_driver_may_fail_at_any_point_of_its_work(lab, guest, what):
     first, second = (f"{word}-by-{what}".encode() for word in ("first", "second"))
@@ -47,7 +54,7 @@ def test_a_driver_may_fail_at_any_point_of_its_work(lab, guest, what):
         screen.type(b"\r")
         screen.wait(b"/ #")
         since = lab.log.mark()
-        lab.client.inject(CONSOLE, what)
+        arm(lab, what)
         screen.type(b"echo =%s=\r" % first)
         if what == "crash@attach":
             with on_a_terminal(lab.run, guest, "--watch") as another:
