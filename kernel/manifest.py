@@ -94,7 +94,7 @@ class NativeManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """How native guests are run."""
 
     role: Module = "domains.native.main"
-    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0, idle_s=8.0)
+    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0)
     restart: RestartPolicy = RestartPolicy(max_deaths=10, window_s=30.0)
 
 

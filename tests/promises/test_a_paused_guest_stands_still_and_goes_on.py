@@ -8,10 +8,14 @@ import pytest
 
 from kernel.abi.guest_config import DomainState
 from kernel.abi.status import Status
+from tests.promises.events import wait_until
 from tests.promises.lab import start_lab
 from tests.promises.load import verified_load
 from tests.promises.standing import STILL_S, assert_stands_still, system_ticks
 from triovisor.client import TvError
+
+BOOT_TICKS = 20
+"""More than any process of a guest's takes to boot."""
 
 SPIN = ["sh", "-c", "while :; do :; done"]
 
@@ -51,6 +55,7 @@ def test_a_guest_under_verified_load_is_paused_again_and_again_and_sees_no_error
 def test_a_guest_that_computes_stands_still_and_its_command_goes_on_where_it_was(lab):
     lab.create("g")
     with lab.client.command("g", SPIN) as spinning:
+        wait_until(lambda: max(system_ticks(lab, "g").values(), default=0) > BOOT_TICKS, "the command computes")
         lab.client.pause("g")
         assert_stands_still(lab, "g")
         lab.client.unpause("g")
