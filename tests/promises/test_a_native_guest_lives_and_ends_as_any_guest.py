@@ -178,8 +178,10 @@ def test_how_it_ended_is_told_and_harms_nobody(lab, tmp_path, how):
         assert 'File "end.py", line 4, in main' in console_of(lab, "end")
 
 
-def test_one_that_leaves_no_memory_for_its_rings_is_its_own_loss(lab, tmp_path, images):
-    text = """
+@pytest.mark.parametrize("shielded", [False, True], ids=["", "shielded"])
+def test_one_that_leaves_no_memory_for_its_rings_is_its_own_loss(lab, tmp_path, images, shielded):
+    """At once, though it may not want to be cancelled."""
+    text = f"""
 import trio
 async def main(domain):
     taken = []
@@ -187,9 +189,10 @@ async def main(domain):
         while True:
             taken.append(bytes(1 << 20))
     except MemoryError:
-        await trio.sleep_forever()
+        with trio.CancelScope(shield={shielded}):
+            await trio.sleep_forever()
 """
-    create(lab, native(tmp_path, "greedy", text, images("greedy", 1)))
+    create(lab, native(tmp_path, "greedy", text, images(f"greedy-{shielded}", 1)))
     end = last_end(lab, "greedy")
     assert end["reason"] == "crash"
     assert "MemoryError" in end["how"] or "Cannot allocate memory" in end["how"]

@@ -10,8 +10,9 @@ import pytest
 from kernel.abi.guest_config import DomainState
 from kernel.abi.status import Status
 from tests.promises.events import wait_until
-from tests.promises.lab import ROOT, start_lab
+from tests.promises.lab import GONE_S, ROOT, start_lab
 from tests.promises.native import console_of, create, last_end, native, wait_said
+from tests.promises.processes import descendants_of, wait_gone
 from triovisor.client import TvError
 
 STILL_S = 0.4
@@ -231,6 +232,17 @@ def test_one_that_is_killed_while_it_stands_still_is_restarted_and_runs(lab, tmp
     wait_until(lambda: lab.client.info("killed").generation == 2, "its next incarnation")
     wait_until(lambda: lab.client.info("killed").state is DomainState.RUNNING, "it runs")
     lab.destroy_all()
+
+
+def test_one_that_stands_still_goes_with_a_hypervisor_that_is_killed(tmp_path):
+    with start_lab(tmp_path / "run") as lab:
+        create(lab, native(tmp_path, "n", WAITS))
+        wait_said(lab, "n", "runs")
+        lab.client.pause("n")
+        family = descendants_of(lab.pid)
+        assert lab.client.info("n").pid in [process.pid for process in family]
+        lab.hypervisor.process.kill()
+        wait_gone(family, GONE_S)
 
 
 def test_a_hypervisor_that_is_stopped_lets_it_go_on_to_tidy_up(tmp_path, images):
