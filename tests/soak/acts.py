@@ -15,6 +15,7 @@ from triovisor.client import TvError
 __all__ = ["ACTS", "Act", "Scene"]
 
 PASSER_BY = "passer-by"
+CONSOLE = "console"
 
 
 class Scene:
@@ -129,6 +130,25 @@ def _kill_actors(scene: Scene) -> None:
         lab.log.wait("domain.soft_reset", since, name=guest.name)
 
 
+def _kill_console(scene: Scene) -> None:
+    lab = scene.lab
+    wait_until(lambda: _dom0_pid(lab), "Dom0")
+    since = lab.log.mark()
+    (pid,) = [driver.pid for driver in lab.client.drivers() if driver.name == CONSOLE]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    lab.log.wait("domain.started", since, name=CONSOLE)
+
+
+def _pause(scene: Scene) -> None:
+    """A guest under load stands still for a moment."""
+    lab = scene.lab
+    wait_until(lambda: _dom0_pid(lab), "Dom0")
+    guest = next(domain.name for domain in lab.client.list() if domain.kind == "pv")
+    lab.client.pause(guest)
+    lab.client.unpause(guest)
+
+
 def _write_records(scene: Scene) -> None:
     for guest in scene.mortal:
         guest.write()
@@ -167,6 +187,8 @@ ACTS: dict[str, Act] = {
     "kill Dom0": _kill_dom0,
     "kill a guest's system": _kill_system,
     "kill every actor": _kill_actors,
+    "kill console driver": _kill_console,
+    "pause": _pause,
     "write records": _write_records,
     "come and go": _come_and_go,
 }
