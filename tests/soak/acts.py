@@ -12,7 +12,7 @@ from tests.promises.processes import children_of
 from tests.soak.guests import MortalGuest, tell
 from triovisor.client import TvError
 
-__all__ = ["ACTS", "Act", "Scene"]
+__all__ = ["ACTS", "BREAKS_RINGS", "Act", "Scene"]
 
 PASSER_BY = "passer-by"
 CONSOLE = "console"
@@ -193,3 +193,6 @@ ACTS: dict[str, Act] = {
     "come and go": _come_and_go,
 }
 """By name."""
+
+BREAKS_RINGS = ("corrupt ring", "stray reply")
+"""What a guest finds, and blames the driver for."""

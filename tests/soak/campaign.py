@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kernel.abi.guest_config import Action
 from tests.promises.lab import start_lab
-from tests.soak.acts import ACTS, Scene
+from tests.soak.acts import ACTS, BREAKS_RINGS, Scene
 from tests.soak.guests import LoadedGuest, MortalGuest
 from tests.soak.holdings import grown, holdings_of
 
@@ -23,6 +23,10 @@ QUIET_S = (0.0, 0.3)
 
 SETTLE_S = 1.5
 """For what is freed or made a moment after a recovery, before it is counted what is held."""
+
+ACCUSATIONS, ACCUSATIONS_WINDOW_S = 3, 70.0
+"""So many broken rings in so long, beside two as each act is done once: a guest that accuses its backends more than
+five times a minute (`kernel.xenbus`) is ended itself."""
 
 HEARTBEAT = "{ interval_s = 0.1, deadline_s = 0.5 }"
 
@@ -40,6 +44,7 @@ class Outcome:
 def soak(run: Path, images: Path, seed: int, seconds: float, say: Callable[[str], None]) -> Outcome:
     """Every act once, then at random. Fails as a test does for whatever is lost or wrong."""
     chance = random.Random(seed)
+    chooser = _Chooser(chance)
     done: Counter[str] = Counter()
     with _scene(run, images, seconds) as (scene, loaded):
         for name in ACTS:
@@ -49,7 +54,7 @@ def soak(run: Path, images: Path, seed: int, seconds: float, say: Callable[[str]
         say(f"held after each act once: {before}")
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            _act(scene, chance.choice(list(ACTS)), done, say)
+            _act(scene, chooser.next(), done, say)
             time.sleep(chance.uniform(*QUIET_S))
         time.sleep(SETTLE_S)
         after = holdings_of(scene.lab.pid, run)
@@ -57,6 +62,22 @@ def soak(run: Path, images: Path, seed: int, seconds: float, say: Callable[[str]
         operations = sum(guest.finish() for guest in loaded)
         records = sum(guest.check() for guest in scene.mortal)
     return Outcome(done, operations, records, grown(before, after))
+
+
+class _Chooser:
+    """Acts at random, though broken rings only as often as no guest is blamed for."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._broken_at: deque[float] = deque(maxlen=ACCUSATIONS)
+
+    def next(self) -> str:
+        now = time.monotonic()
+        too_soon = len(self._broken_at) == ACCUSATIONS and now - self._broken_at[0] < ACCUSATIONS_WINDOW_S
+        name = self._chance.choice([name for name in ACTS if not (too_soon and name in BREAKS_RINGS)])
+        if name in BREAKS_RINGS:
+            self._broken_at.append(now)
+        return name
 
 
 def _act(scene: Scene, name: str, done: Counter[str], say: Callable[[str], None]) -> None:
