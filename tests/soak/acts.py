@@ -119,8 +119,10 @@ def _dom0_pid(lab: Lab) -> int | None:
 
 
 def _kill_actors(scene: Scene) -> None:
-    """The process of its devices, of every guest at once."""
+    """The process of its devices, of every guest at once. Each successor has its ring when this returns: a driver that
+    is to break one would break one that nobody uses any more."""
     lab = scene.lab
+    serving = lab.watch.wait_serving()
     wait_until(lambda: _dom0_pid(lab), "Dom0")
     since = lab.log.mark()
     guests = [domain for domain in lab.client.list() if domain.kind == "pv"]
@@ -128,6 +130,11 @@ def _kill_actors(scene: Scene) -> None:
         os.kill(wait_actor_below(guest.pid or 0), signal.SIGKILL)
     for guest in guests:
         lab.log.wait("domain.soft_reset", since, name=guest.name)
+    wait_until(lambda: lab.watch.handles <= _connected(lab, since, serving), "new rings")
+
+
+def _connected(lab: Lab, since: int, backend: str) -> set[int]:
+    return {event["handle"] for event in lab.log.all("vbd.connected", since, backend=backend)}
 
 
 def _kill_console(scene: Scene) -> None:
