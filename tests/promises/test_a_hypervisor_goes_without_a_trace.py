@@ -1,5 +1,6 @@
 """However a hypervisor ends, asked by a signal or killed: no process and no mount is left, and the next can start."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,8 +21,11 @@ def mounts() -> list[str]:
 
 
 def mount_namespaces(pids: list[int]) -> set[str]:
-    """Those of the given processes, but for the host's own."""
-    links = {os.readlink(f"/proc/{pid}/ns/mnt") for pid in pids}
+    """Those of the given processes, but for the host's own. A process of a guest may have ended meanwhile."""
+    links = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):
+            links.add(os.readlink(f"/proc/{pid}/ns/mnt"))
     return links - {os.readlink("/proc/self/ns/mnt")}
 
 
