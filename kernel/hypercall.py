@@ -9,7 +9,7 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import guests, inform, pausing, xenbus
+from kernel import guests, inform, pausing, probing, xenbus
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
@@ -196,6 +196,11 @@ def _pong(_machine: Machine, caller: Incarnation, call: h.Pong, _riding: list[in
 
 def _pause_done(machine: Machine, caller: Incarnation, call: h.PauseDone, _riding: list[int]) -> Answer:
     pausing.answered(machine, caller, call)
+    return Answer()
+
+
+def _image_probed(machine: Machine, caller: Incarnation, call: h.ImageProbed, _riding: list[int]) -> Answer:
+    probing.answered(machine, caller, call)
     return Answer()
 
 
@@ -391,6 +396,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.XenbusConnect: _xenbus(xenbus.connect),
     h.XenbusConnected: _xenbus(xenbus.connected),
     h.XenbusFault: _xenbus(xenbus.fault),
+    h.ImageProbed: _image_probed,
     h.DomctlCreate: _domctl_create,
     h.DomctlDestroy: _domctl_destroy,
     h.DomctlShutdown: _domctl_shutdown,

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from kernel.abi.guest_config import Cpus
+from kernel.abi.guest_config import Cpus, ImageFormat
 from kernel.abi.ids import Name
 from kernel.core.restart import RestartPolicy
 
@@ -53,6 +53,7 @@ class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A driver domain. With `standby` a second incarnation waits, jailed and with its rings mapped, to be promoted.
 
     `address_space` in MiB bounds what it can map, and with it how many vbds a block driver can serve: 13 for each.
+    `format`: of the images that it serves. `program`: one that it runs for that, by a path as a guest's kernel has it.
     """
 
     name: Name
@@ -63,6 +64,8 @@ class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat: Heartbeat = Heartbeat()
     restart: RestartPolicy = RestartPolicy()
     options: dict[str, str | int | float | bool] = {}
+    format: ImageFormat = "raw"
+    program: str = ""
 
 
 class GuestManifest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -86,7 +86,12 @@ def prepare(namespaces: Iterable[str], own_uids: bool, proc: int, trees: Iterabl
         landlock_abi=abi,
         rules=rules,
         ruleset=landlock.make_ruleset(abi, rules) if abi else -1,
-        filters={"driver": (driver := filter_for("driver")), "dom0": driver, "guest": filter_for("guest")},
+        filters={
+            "driver": (driver := filter_for("driver")),
+            "dom0": driver,
+            "storage": filter_for("storage"),
+            "guest": filter_for("guest"),
+        },
     )
 
 
@@ -97,7 +102,7 @@ def refusal(spec: Jail, names: Iterable[str]) -> str:
         return f"no descriptor named {CONTROL}"
     if len(set(listed)) != len(listed):
         return "two descriptors of one name"
-    if spec.kind == "driver" and (spec.proc or spec.shm_bytes or spec.tmp_bytes or spec.run_bytes):
+    if spec.kind in ("driver", "storage") and (spec.proc or spec.shm_bytes or spec.tmp_bytes or spec.run_bytes):
         return "a driver has no /proc and nothing that can be written"
     return ""
 

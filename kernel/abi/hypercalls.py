@@ -14,7 +14,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from kernel.abi.guest_config import GuestConfig
-from kernel.abi.ids import U32, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
+from kernel.abi.ids import U32, U63, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 
 __all__ = [
     "DESCRIPTORS",
@@ -33,6 +33,7 @@ __all__ = [
     "GnttabGrant",
     "GnttabMap",
     "Hypercall",
+    "ImageProbed",
     "PauseDone",
     "Pong",
     "SchedShutdown",
@@ -275,6 +276,21 @@ class XenbusFault(Struct, tag=0x2A, array_like=True, frozen=True, forbid_unknown
     evidence: Detail
 
 
+class ImageProbed(Struct, tag=0x2B, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `ImageProbe`: a disk of `size_bytes`, that stands on what the image calls `backing`, "" for nothing; or
+    `why` it cannot be served.
+
+    Caller:  a backend. No answer.
+    Promise: a backend that lies harms the vbds that it would serve, and nobody else.
+    Fault:   none; a wrong `probe` counts as silence.
+    """
+
+    probe: U32
+    size_bytes: U63 = 0
+    backing: Annotated[str, Meta(max_length=4096)] = ""
+    why: Detail = ""
+
+
 class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Create a guest and start it.
 
@@ -413,6 +429,7 @@ Hypercall = (
     | XenbusConnect
     | XenbusConnected
     | XenbusFault
+    | ImageProbed
     | DomctlCreate
     | DomctlDestroy
     | DomctlShutdown

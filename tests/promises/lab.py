@@ -78,6 +78,8 @@ def manifest(
     heartbeat: str = "{ interval_s = 0.1, deadline_s = 1.0 }",
     address_space: int = 16384,
     options: str = "{}",
+    image_format: str = "raw",
+    program: str = "",
     guests: str = "",
     shutdown_grace_s: float = 5.0,
 ) -> str:
@@ -94,6 +96,8 @@ restart = {restart}
 heartbeat = {heartbeat}
 address_space = {address_space}
 options = {options}
+format = "{image_format}"
+program = "{program}"
 
 [guests]
 {guests}
