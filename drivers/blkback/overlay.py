@@ -245,15 +245,19 @@ class Overlay:
             self._pieces = Pieces(session.open().piece_bytes)
             self._image, self._disk = session.exports[0], session.daemon.disk
             session.watch(self._disk.fileno(), self._replied)
+            self._serve(session)
+        finally:
+            session.close()
+
+    def _serve(self, session: _Session) -> None:
+        try:
             while self._take_submitted():
                 self._start_what_may()
                 busy = self._in_flight or self._settling
                 if not session.turn(ANSWER_S if busy else None):
                     raise DaemonFailed(f"it neither answered nor asked for a byte for {ANSWER_S:g} s")
-        except (ProtocolError, OSError) as error:
+        except (DaemonFailed, ProtocolError, OSError) as error:
             raise DaemonFailed(f"{error}; {session.daemon.why_it_ended()}") from error
-        finally:
-            session.close()
 
     def _take_submitted(self) -> bool:
         """False where it is to close."""

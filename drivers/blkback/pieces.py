@@ -25,10 +25,10 @@ class Pieces:
 
     def learn(self, writes: Iterable[tuple[int, int]]) -> None:
         """These were written, and flushed afterwards."""
-        for offset, length in writes:
-            self._known.update(self._of(offset, length))
         if len(self._known) > MOST:
             self._known.clear()
+        for offset, length in writes:
+            self._known.update(self._of(offset, length))
 
     def forget(self, offset: int, length: int) -> None:
         """These may be given back."""

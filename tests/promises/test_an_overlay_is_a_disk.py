@@ -5,6 +5,7 @@ import random
 import subprocess
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -18,7 +19,7 @@ KILLS, SEED = 60, 4
 SERVES_S = 0.1
 """At most, after its rings are mapped: to start a storage daemon takes 10 to 20 ms of it, so kills meet that too."""
 DRIVER = "qcowback"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "name": DRIVER,
     "role": "drivers.blkback.qcow2",
     "image_format": "qcow2",
@@ -50,7 +51,7 @@ def overlay(base: Path, *size: str) -> Path:
     return image
 
 
-def create(lab: Lab, image: Path, backing: Path | None, *, name: str = "g", access: str = "rw") -> None:
+def create(lab: Lab, image: Path, backing: Path | None, *, name: str = "g", access: Literal["rw", "ro"] = "rw") -> None:
     disk = DiskConfig(
         target=str(image),
         vdev="vda",
