@@ -30,11 +30,9 @@ demo: setup
 	@$(PY) -m triovisor.demo
 
 test: setup lint
-	@$(PY) -m triovisor.provision --bench
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-bench: venv
-	@$(PY) -m triovisor.provision --bench
+bench: setup
 	@$(PY) -m bench
 
 soak: setup

@@ -99,6 +99,10 @@ def load_manifest(path: Path) -> Manifest:
         manifest = msgspec.convert(tomllib.loads(text), Manifest)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ManifestError(f"{path}: {error}: {DEFAULT_MANIFEST} shows every key") from error
+    for driver in manifest.driver:
+        if driver.format != "raw" and not driver.program:
+            mend = f"name what reads {driver.format}, such as /usr/bin/qemu-storage-daemon"
+            raise ManifestError(f"{path}: driver {driver.name!r} has no program: {mend}")
     names = [driver.name for driver in manifest.driver] + ["dom0", "hypervisor"]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:

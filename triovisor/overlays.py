@@ -89,8 +89,8 @@ def create(overlay: Path, backing: Path, size_bytes: int | None = None) -> Image
 
 
 def info(image: Path) -> ImageInfo:
-    """Look at an image, also at one that is in use. Raises ImageError, also for one that keeps its data in another file,
-    since that is opened by the name that the image has for it."""
+    """Look at an image, also at one that is in use. Raises ImageError, also for one that keeps its data in another
+    file, since that would be opened by the name that the image has for it."""
     format = "qcow2" if _magic(image) == QCOW2_MAGIC else "raw"
     told = _json(image, _run(image, ["info", "--output=json", "-U", _node(image, format)]))
     data = told.get("format-specific", {}).get("data", {})

@@ -1,14 +1,18 @@
 """The boot manifest: the default is whole, and every mistake is one line with a mend."""
 
+from pathlib import Path
+
 import pytest
 
-from kernel.manifest import DEFAULT_MANIFEST, ManifestError, load_manifest, parse_cpus
+from kernel.manifest import DEFAULT_MANIFEST, DriverManifest, ManifestError, load_manifest, parse_cpus
 
 
 def test_the_default_manifest_says_what_the_code_would_do_without_it():
     manifest = load_manifest(DEFAULT_MANIFEST)
-    (driver,) = manifest.driver
-    assert (driver.name, driver.role, driver.standby) == ("blkback", "drivers.blkback.main", True)
+    raw, qcow2 = manifest.driver
+    assert raw == DriverManifest("blkback", "drivers.blkback.main")
+    assert (qcow2.name, qcow2.role, qcow2.format) == ("qcowback", "drivers.blkback.qcow2", "qcow2")
+    assert Path(qcow2.program).name == "qemu-storage-daemon"
     assert manifest.faults is False
 
 
@@ -22,6 +26,8 @@ def test_the_default_manifest_says_what_the_code_would_do_without_it():
         ("driver = []\nfaults = 'yes'\n", "$.faults"),
         ("driver = [{name = 'b', role = 'x'}, {name = 'b', role = 'x'}]\n", "'b' is taken"),
         ("driver = [{name = 'dom0', role = 'x'}]\n", "'dom0' is taken"),
+        ("driver = [{name = 'b', role = 'x', format = 'vmdk'}]\n", "$.driver[0].format"),
+        ("driver = [{name = 'b', role = 'x', format = 'qcow2'}]\n", "'b' has no program"),
         ("driver = [{name = 'b', role = 'x', restart = {max_deaths = 0}}]\n", "max_deaths"),
     ],
 )

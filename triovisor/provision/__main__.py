@@ -1,4 +1,4 @@
-"""`python -m triovisor.provision [--bench] [--check]`: bring what guests need, and say what was done."""
+"""`python -m triovisor.provision [--check]`: bring what guests need, and say what was done."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ import sys
 from triovisor.provision.files import SetupError
 from triovisor.provision.initramfs import build_initramfs
 from triovisor.provision.lpj import provide_lpj
-from triovisor.provision.packages import BASE, BENCH, install_packages, missing_packages
+from triovisor.provision.packages import BASE, install_packages, missing_packages
 from triovisor.provision.programs import build_programs
 
 __all__ = ["main"]
@@ -16,28 +16,26 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """0: everything is there. 1: something is not, and one line on stderr says what mends it."""
     parser = argparse.ArgumentParser(prog="python -m triovisor.provision", description=__doc__)
-    parser.add_argument("--bench", action="store_true", help="also the peer that `make bench` measures against")
     parser.add_argument("--check", action="store_true", help="only look whether the packages are there")
     options = parser.parse_args(arguments)
     try:
-        provide(bench=options.bench, check=options.check)
+        provide(check=options.check)
     except SetupError as error:
         print(f"provision: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def provide(*, bench: bool, check: bool) -> None:
+def provide(*, check: bool) -> None:
     """All steps, in order; each says what it found or did. Raises SetupError at the first that cannot be done."""
-    wanted = BASE + BENCH if bench else BASE
-    missing = missing_packages(wanted)
+    missing = missing_packages(BASE)
     names = " ".join(package.name for package in missing)
     if missing and check:
         raise SetupError(f"missing packages; run: apt-get install {names}")
     if missing:
         _say("packages", f"installing {names}")
         install_packages(missing, is_root=os.geteuid() == 0)
-    _say("packages", f"{len(wanted)} there, {len(missing)} of them new")
+    _say("packages", f"{len(BASE)} there, {len(missing)} of them new")
     if check:
         return
     programs, compiled = build_programs()

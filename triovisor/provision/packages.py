@@ -8,7 +8,7 @@ from pathlib import Path
 
 from triovisor.provision.files import SetupError, find_program
 
-__all__ = ["BASE", "BENCH", "Package", "install_packages", "missing_packages"]
+__all__ = ["BASE", "Package", "install_packages", "missing_packages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class Package:
 BASE = (
     Package("user-mode-linux", "linux.uml", "the guest kernel"),
     Package("busybox-static", "busybox", "the guest's shell and tools"),
-    Package("qemu-utils", "qemu-img", "disk images"),
+    Package("qemu-utils", "qemu-img", "overlays over disk images"),
+    Package("qemu-system-common", "qemu-storage-daemon", "reads them"),
     Package("e2fsprogs", "mke2fs", "file systems on them"),
     Package("gcc", "gcc", "compiles the guest's programs"),
     Package("musl-tools", "musl-gcc", "what they are linked with"),
     Package("linux-libc-dev", "/usr/include/linux/aio_abi.h", "headers for them"),
 )
-BENCH = (Package("qemu-system-common", "qemu-storage-daemon", "the peer that `make bench` measures against"),)
 
 LOCK_TIMEOUT_S = 300
 """Another apt at work is waited for: on a fresh machine that is the unattended upgrade."""

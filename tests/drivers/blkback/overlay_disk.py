@@ -4,9 +4,11 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import cast
 
 from drivers.blkback.flusher import Job
 from drivers.blkback.overlay import Files, Overlay, Report
+from drivers.blkback.ring import BackRing
 from kernel.abi.io.blkif import Op, RspStatus
 
 __all__ = ["PROGRAM", "Disk", "Ring", "make_overlay"]
@@ -29,7 +31,7 @@ def make_overlay(folder: Path, base: bytes, size_bytes: int, *options: str) -> t
     raw, image = folder / "base", folder / "image"
     raw.write_bytes(base)
     image.unlink(missing_ok=True)
-    words = ["-f", "qcow2", "-F", "raw", "-b", raw, *(word for option in options for word in ("-o", option))]
+    words = ["-f", "qcow2", "-F", "raw", "-b", str(raw), *(word for option in options for word in ("-o", option))]
     subprocess.run(["qemu-img", "create", "-q", *words, image, str(size_bytes)], check=True)
     return image, raw
 
@@ -54,7 +56,7 @@ class Disk:
     def submit(self, op: Op, offset: int, length: int, place: int = 0, ring: Ring | None = None) -> int:
         """Ask for something; its number."""
         self._last += 1
-        self.overlay.submit(Job(ring or self.ring, self._last, op, offset, length, place))
+        self.overlay.submit(Job(cast(BackRing, ring or self.ring), self._last, op, offset, length, place))
         return self._last
 
     def status(self, number: int) -> int:

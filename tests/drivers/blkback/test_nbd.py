@@ -1,6 +1,7 @@
 """NBD with an other end that is believed nothing: whatever it says is understood, or a ProtocolError."""
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from drivers.blkback import nbd
 from drivers.blkback.nbd import Command, ProtocolError, Request
 from drivers.blkback.raw_export import GROWING_BYTES, RawExport
+from kernel.abi.io.blkif import RspStatus
 
 U64 = st.integers(0, (1 << 64) - 1)
 
@@ -112,6 +114,22 @@ def test_what_a_daemon_may_not_ask_of_a_file_ends_it_and_the_file_stays(tmp_path
         export.serve()
     export.close()
     assert file.read_bytes() == b"a" * 4096
+
+
+def test_a_failed_flush_is_told_to_the_daemon_and_kept_for_a_guest(pair):
+    """The kernel tells a write-back error once to a descriptor, and the daemon flushes for reasons of its own."""
+    ours, theirs = pair
+    woken = threading.Event()
+    no_flush = os.open("/dev/null", os.O_RDWR)
+    export = RawExport(ours, no_flush, read_only=False, wake=woken.set)
+    assert export.take_failure() == RspStatus.OK
+    theirs.sendall(nbd.ask(Command.FLUSH, 0, 5, 0, 0))
+    export.serve()
+    assert woken.wait(10)
+    export.answer_slow()
+    assert nbd.read_reply(nbd.receive(theirs, nbd.REPLY_BYTES)) == (5, errno.EIO)
+    assert [export.take_failure(), export.take_failure()] == [RspStatus.IO_ERROR, RspStatus.OK]
+    export.close()
 
 
 def test_a_file_is_served_as_qemu_wants_it(tmp_path):

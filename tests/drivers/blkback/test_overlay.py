@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,10 @@ def small(tmp_path: Path) -> tuple[Path, Path]:
     return make_overlay(tmp_path, base_of(BASE_BYTES), 64 << 20)
 
 
+def _has_answered(disk: Disk, count: int) -> bool:
+    return len(disk.answered()) >= count
+
+
 def test_of_many_writes_at_once_each_that_was_answered_is_there_after_a_kill(tmp_path):
     image, beneath = small(tmp_path)
     kept: dict[int, int] = {}
@@ -97,7 +102,7 @@ def test_of_many_writes_at_once_each_that_was_answered_is_there_after_a_kill(tmp
         disk = Disk(image, beneath)
         disk.ring.out_view[:4096] = bytes([life]) * 4096
         asked = {disk.submit(Op.WRITE, (life * 131 + n * 37) % 16000 * 4096, 4096): n for n in range(200)}
-        wait_until(lambda disk=disk, life=life: len(disk.answered()) >= 20 * life, "some are answered")
+        wait_until(partial(_has_answered, disk, 20 * life), "some are answered")
         disk.close()
         answered = disk.answered()
         for number, n in asked.items():
