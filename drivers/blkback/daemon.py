@@ -125,7 +125,7 @@ class Daemon:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     env={},
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=None if os.getpid() == 1 else _die_with_parent,
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 self.monitor.close()
@@ -253,4 +253,6 @@ def _connected_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _die_with_parent() -> None:
+    """For a jail without a PID namespace, where the first process takes no other with it. It costs a fork of this
+    process instead of a vfork."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

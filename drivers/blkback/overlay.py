@@ -36,6 +36,10 @@ __all__ = ["Files", "Overlay", "Report", "probe"]
 IN_FLIGHT = 16
 """As many as QEMU's server takes at once (MAX_NBD_REQUESTS): it always reads what is sent to it, and a send ends."""
 
+STARTING = threading.Semaphore(2)
+"""Daemons of this process that are on their way at once. Each takes some ten milliseconds of a CPU, and the data loop
+has to turn meanwhile, whose heartbeat is looked at."""
+
 SETTLE = 0
 """Handle of the flush for those that wait for one. Others count from 1."""
 
@@ -240,9 +244,14 @@ class Overlay:
             self._bell.close()
 
     def _live(self) -> None:
-        session = _Session(self._program, self._files, self._bell)
+        with STARTING:
+            session = _Session(self._program, self._files, self._bell)
+            try:
+                self._pieces = Pieces(session.open().piece_bytes)
+            except BaseException:
+                session.close()
+                raise
         try:
-            self._pieces = Pieces(session.open().piece_bytes)
             self._image, self._disk = session.exports[0], session.daemon.disk
             session.watch(self._disk.fileno(), self._replied)
             self._serve(session)
