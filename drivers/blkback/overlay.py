@@ -1,7 +1,6 @@
 """A vbd's disk in qcow2, in a thread of its own: requests to the storage daemon, its requests to the files, answers.
 
-A write is answered when it will be found by a daemon that knows nothing but the files: after a flush, or at once where
-`Pieces` knows that it changes data alone. Flushes are shared by all that wait for one.
+`Schedule` decides what is asked and answered when; here it is done.
 """
 
 import os
@@ -27,21 +26,15 @@ from drivers.blkback.nbd import (
     receive,
     receive_into,
 )
-from drivers.blkback.pieces import Pieces
 from drivers.blkback.raw_export import RawExport
+from drivers.blkback.schedule import SETTLE, Schedule
 from kernel.abi.io.blkif import Op, RspStatus
 
 __all__ = ["Files", "Overlay", "Report", "probe"]
 
-IN_FLIGHT = 16
-"""As many as QEMU's server takes at once (MAX_NBD_REQUESTS): it always reads what is sent to it, and a send ends."""
-
 STARTING = threading.Semaphore(2)
 """Daemons of this process that are on their way at once. Each takes some ten milliseconds of a CPU, and the data loop
 has to turn meanwhile, whose heartbeat is looked at."""
-
-SETTLE = 0
-"""Handle of the flush for those that wait for one. Others count from 1."""
 
 _COMMANDS = {
     Op.READ: (Command.READ, 0),
@@ -50,8 +43,6 @@ _COMMANDS = {
     Op.WRITE_ZEROES: (Command.WRITE_ZEROES, NO_HOLE),
     Op.ZERO_UNMAP: (Command.WRITE_ZEROES, 0),
 }
-_RANGES = frozenset({Op.DISCARD, Op.WRITE_ZEROES, Op.ZERO_UNMAP})
-
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -150,21 +141,23 @@ class _Session:
         """Call `handler` from `turn` when the descriptor is readable, or has ended."""
         self._handlers[descriptor] = handler
 
-    def turn(self, patience_s: float | None) -> bool:
-        """Wait for something, and see to it. False where nothing came."""
+    def turn(self, *, expecting: bool) -> None:
+        """Wait for something, and see to it. Raises DaemonFailed where something is expected of the daemon, which waits
+        for nothing of ours, and it stays silent."""
+        patient = not expecting or any(export.waits_for_us for export in self.exports)
         poll = select.poll()
         for descriptor in self._handlers:
             poll.register(descriptor, select.POLLIN)
-        ready = poll.poll(None if patience_s is None else patience_s * 1000)
+        ready = poll.poll(None if patient else ANSWER_S * 1000)
+        if not ready:
+            raise DaemonFailed(f"it neither answered nor asked for a byte for {ANSWER_S:g} s")
         for descriptor, _ in ready:
             self._handlers[descriptor]()
-        return bool(ready)
 
     def _answer(self) -> bytes:
         """What the monitor answers next; its greeting counts as one. Meanwhile the daemon gets its bytes."""
         while not self._said:
-            if not self.turn(ANSWER_S):
-                raise DaemonFailed(f"it said nothing for {ANSWER_S:g} s")
+            self.turn(expecting=True)
         return self._said.popleft()
 
     def _rung(self) -> None:
@@ -202,8 +195,7 @@ def probe(program: str, image: int) -> ImageFacts:
 
 
 class Overlay:
-    """Does the jobs of one vbd. What overlaps in the image is done in the order in which the guest may expect it:
-    ranges alone, and nothing of a ring before all of an earlier ring is done, which is asked for again on that ring."""
+    """Does the jobs of one vbd."""
 
     def __init__(self, program: str, files: Files, report: Report) -> None:
         """Takes over the descriptors. At most a ring's worth of jobs can wait."""
@@ -212,12 +204,6 @@ class Overlay:
         self._report = report
         self._submitted: SimpleQueue[Job | None] = SimpleQueue()
         self._bell = _Bell()
-        self._waiting: deque[Job] = deque()
-        self._in_flight: dict[int, Job] = {}
-        self._unsettled: list[Job] = []
-        self._settling: list[Job] = []
-        self._last_handle = 0
-        self._together: Job | None = None
         threading.Thread(target=self._run, name="overlay", daemon=True).start()
 
     def submit(self, job: Job) -> None:
@@ -247,13 +233,13 @@ class Overlay:
         with STARTING:
             session = _Session(self._program, self._files, self._bell)
             try:
-                self._pieces = Pieces(session.open().piece_bytes)
+                self._schedule = Schedule(session.open().piece_bytes)
             except BaseException:
                 session.close()
                 raise
         try:
             self._image, self._disk = session.exports[0], session.daemon.disk
-            session.watch(self._disk.fileno(), self._replied)
+            session.watch(self._disk.fileno(), self._take_reply)
             self._serve(session)
         finally:
             session.close()
@@ -261,10 +247,11 @@ class Overlay:
     def _serve(self, session: _Session) -> None:
         try:
             while self._take_submitted():
-                self._start_what_may()
-                busy = self._in_flight or self._settling
-                if not session.turn(ANSWER_S if busy else None):
-                    raise DaemonFailed(f"it neither answered nor asked for a byte for {ANSWER_S:g} s")
+                for handle, job in self._schedule.start():
+                    self._ask(handle, job)
+                if self._schedule.settle():
+                    self._disk.sendall(ask(Command.FLUSH, 0, SETTLE, 0, 0))
+                session.turn(expecting=self._schedule.expects)
         except (DaemonFailed, ProtocolError, OSError) as error:
             raise DaemonFailed(f"{error}; {session.daemon.why_it_ended()}") from error
 
@@ -272,7 +259,7 @@ class Overlay:
         """False where it is to close."""
         try:
             while (job := self._submitted.get_nowait()) is not None:
-                self._waiting.append(job)
+                self._schedule.add(job)
         except Empty:
             return True
         return False
@@ -281,61 +268,26 @@ class Overlay:
         while (job := self._submitted.get()) is not None:
             self._report.done([job], RspStatus.IO_ERROR)
 
-    def _start_what_may(self) -> None:
-        while self._waiting and len(self._in_flight) < IN_FLIGHT and self._may_start(self._waiting[0]):
-            self._start(self._waiting.popleft())
-        if self._unsettled and not self._settling:
-            self._settling, self._unsettled = self._unsettled, []
-            self._disk.sendall(ask(Command.FLUSH, 0, SETTLE, 0, 0))
-
-    def _may_start(self, job: Job) -> bool:
-        """Where nothing is under way; or with others of its ring, none of which is a range."""
-        if not (self._in_flight or self._unsettled or self._settling):
-            return True
-        ours = self._together
-        return ours is not None and job.ring is ours.ring and job.op not in _RANGES and ours.op not in _RANGES
-
-    def _start(self, job: Job) -> None:
-        self._together = job
-        if job.op == Op.FLUSH:
-            self._unsettled.append(job)
-            return
-        if not job.length:
-            self._report.done([job], RspStatus.OK)
-            return
-        if job.op in _RANGES:
-            self._pieces.forget(job.offset, job.length)
+    def _ask(self, handle: int, job: Job) -> None:
         command, flags = _COMMANDS[Op(job.op)]
-        self._last_handle += 1
-        header = ask(command, flags, self._last_handle, job.offset, job.length)
-        self._in_flight[self._last_handle] = job
-        self._disk.sendall(header)
+        self._disk.sendall(ask(command, flags, handle, job.offset, job.length))
         if job.op == Op.WRITE:
             self._disk.sendall(job.data())
 
-    def _replied(self) -> None:
+    def _take_reply(self) -> None:
         handle, error = read_reply(receive(self._disk, REPLY_BYTES))
-        status = status_of(OSError(error, "")) if error else RspStatus.OK
-        if handle == SETTLE and self._settling:
-            self._settled(status)
-            return
-        job = self._in_flight.pop(handle, None)
-        if job is None:
-            raise ProtocolError(f"it answers a request that it was not given: {handle}")
-        if job.op == Op.READ and not error:
+        job = self._schedule.job(handle)
+        if job is not None and job.op == Op.READ and not error:
             receive_into(self._disk, job.data())
-        if job.op == Op.READ or error or (job.op == Op.WRITE and self._pieces.knows(job.offset, job.length)):
-            self._report.done([job], status)
-        else:
-            self._unsettled.append(job)
-
-    def _settled(self, status: int) -> None:
-        """A flush is answered. One of the guest's is told besides of what an earlier flush met that was not its own."""
-        jobs, self._settling = self._settling, []
-        if not status:
-            self._pieces.learn((job.offset, job.length) for job in jobs if job.op == Op.WRITE)
-        for flushes in (False, True):
-            group = [job for job in jobs if (job.op == Op.FLUSH) is flushes]
-            if group:
-                failure = self._image.take_failure() if flushes else RspStatus.OK
-                self._report.done(group, status or failure)
+        try:
+            jobs = self._schedule.replied(handle, ok=not error)
+        except LookupError as unknown:
+            raise ProtocolError(f"it answers what it was not asked: {handle}") from unknown
+        status = status_of(OSError(error, "")) if error else RspStatus.OK
+        flushes = [job for job in jobs if job.op == Op.FLUSH]
+        others = [job for job in jobs if job.op != Op.FLUSH]
+        if others:
+            self._report.done(others, status)
+        if flushes:
+            # Of what an earlier flush met that was the daemon's own, a guest hears now.
+            self._report.done(flushes, status or self._image.take_failure())

@@ -53,6 +53,8 @@ class RawExport:
         self._buffer = bytearray()
         self._done: deque[tuple[list[Job], int]] = deque()
         self._failure: int = RspStatus.OK
+        self.waits_for_us = 0
+        """Requests that the flusher is at work on, however long its file system takes."""
 
     def offer(self) -> None:
         """Shake hands. A last part sector is a whole one. Raises ProtocolError."""
@@ -82,6 +84,7 @@ class RawExport:
             jobs, status = self._done.popleft()
             if status and jobs[0].op == Op.FLUSH:
                 self._failure = status
+            self.waits_for_us -= len(jobs)
             for job in jobs:
                 self.connection.sendall(reply(job.ident, _ERRNOS.get(RspStatus(status), errno.EIO)))
 
@@ -136,6 +139,7 @@ class RawExport:
             if os.fstat(self._file).st_size < end:
                 os.ftruncate(self._file, end)
             op = Op.WRITE_ZEROES if request.flags & NO_HOLE else op
+        self.waits_for_us += 1
         self._flusher.submit(Job(None, request.handle, op, request.offset, request.length))
 
     def _flusher_has_done(self, jobs: list[Job], status: int) -> None:

@@ -19,6 +19,7 @@ from tests.promises.events import wait_until
 from tests.promises.lab import Lab, start_lab
 from tests.promises.load import verified_load
 from tests.promises.processes import descendants_of, links_of, status_of
+from tests.promises.small_disks import freezable_disk
 from triovisor import overlays
 from triovisor.client import TvError
 from triovisor.overlays import ImageError
@@ -28,6 +29,9 @@ KILLS, SEED = 60, 4
 SERVES_S = 0.1
 """At most, after its rings are mapped: to start a storage daemon takes 10 to 20 ms of it, so kills meet that too."""
 DRIVER = "qcowback"
+POINTS = ("request", "io", "reply")
+FROZEN_S = 12.0
+"""Longer than a daemon may be silent."""
 SETTINGS: dict[str, Any] = {
     "name": DRIVER,
     "role": "drivers.blkback.qcow2",
@@ -229,6 +233,33 @@ def test_a_storage_daemon_that_dies_or_is_silent_is_replaced_with_its_driver(lab
             lab.watch.wait_serving(other_than=before)
             assert lab.watch.wait_death(before)["how"] == "exit status 70"
             assert lab.log_of(before, DRIVER).all("daemon.failed")
+
+
+@pytest.mark.parametrize(
+    "act", ["hang", "exit", "oom", "corrupt-ring", "stray-reply", *(f"crash@{point}" for point in POINTS)]
+)
+def test_every_way_in_which_its_driver_may_fail_ends_in_recovery(lab, tmp_path, act):
+    base = random_base(tmp_path)
+    create(lab, overlay(base), base)
+    with verified_load(lab.client, "g"):
+        lab.watch.strike(lambda _pid: lab.client.inject(DRIVER, act))
+        lab.watch.kill()
+
+
+def test_a_file_system_that_takes_long_is_waited_for(lab, tmp_path):
+    """A daemon that waits for us is not silent."""
+    base = random_base(tmp_path)
+    with freezable_disk(tmp_path, 8) as disk:
+        image = disk.folder / "image.qcow2"
+        overlay(base).rename(tmp_path / "made")
+        image.write_bytes((tmp_path / "made").read_bytes())
+        create(lab, image, base)
+        serving = lab.watch.wait_serving()
+        with verified_load(lab.client, "g"):
+            with disk.frozen():
+                time.sleep(FROZEN_S)
+            assert lab.watch.wait_serving() == serving
+        lab.destroy_all()
 
 
 def test_a_storage_daemon_has_neither_a_file_nor_a_path_nor_a_network(lab, tmp_path):

@@ -132,6 +132,25 @@ def test_a_failed_flush_is_told_to_the_daemon_and_kept_for_a_guest(pair):
     export.close()
 
 
+@pytest.mark.parametrize("flags", [0, nbd.NO_HOLE])
+def test_zeros_beyond_the_end_are_part_of_the_file(tmp_path, pair, flags):
+    """QEMU takes what an image refers to beyond its file's end for damage."""
+    file = tmp_path / "file"
+    file.write_bytes(b"a" * 1000)
+    ours, theirs = pair
+    woken = threading.Event()
+    export = RawExport(ours, os.open(file, os.O_RDWR), read_only=False, wake=woken.set)
+    theirs.sendall(nbd.ask(Command.WRITE_ZEROES, flags, 5, 512, 65536))
+    export.serve()
+    assert export.waits_for_us == 1
+    assert woken.wait(10)
+    export.answer_slow()
+    assert nbd.read_reply(nbd.receive(theirs, nbd.REPLY_BYTES)) == (5, 0)
+    assert export.waits_for_us == 0
+    export.close()
+    assert file.read_bytes() == b"a" * 512 + bytes(65536)
+
+
 def test_a_file_is_served_as_qemu_wants_it(tmp_path):
     """An independent client: `qemu-io` reads and writes a file through an export."""
     file = tmp_path / "file"

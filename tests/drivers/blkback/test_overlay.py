@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,10 @@ BASE_BYTES = 5 * 65536 + 3 * SECTOR_BYTES + 300
 CLUSTERS = ("cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_size=64k,extended_l2=on")
 
 
-def daemons() -> list[int]:
-    told = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", PROGRAM], capture_output=True, text=True, check=False
-    )
+def daemons(parent: int | None = None) -> list[int]:
+    """The storage daemons of a process, by default of this one."""
+    words = ["pgrep", "-P", str(parent or os.getpid()), "-f", PROGRAM]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
     return [int(pid) for pid in told.stdout.split()]
 
 
@@ -136,6 +137,27 @@ def test_a_daemon_that_is_killed_fails_the_overlay_with_how_it_ended(tmp_path):
     (pid,) = daemons()
     os.kill(pid, signal.SIGKILL)
     assert "killed by SIGKILL" in disk.wait_failed()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tests.drivers.blkback.overlay_disk import Disk
+disk = Disk(Path(sys.argv[1]), Path(sys.argv[2]))
+disk.write(0, b"x" * 512)
+print("serves", flush=True)
+time.sleep(600)
+"""
+
+
+def test_without_a_pid_namespace_too_a_daemon_goes_with_its_driver(tmp_path):
+    command = [sys.executable, "-c", HOLDER, *map(str, small(tmp_path))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "serves\n"
+        (daemon,) = daemons(driver.pid)
+        driver.kill()
+    wait_until(lambda: not Path(f"/proc/{daemon}").exists(), "the daemon is gone")
 
 
 def test_an_image_that_the_daemon_refuses_fails_each_request_and_says_why(tmp_path):
