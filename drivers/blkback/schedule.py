@@ -76,8 +76,7 @@ class Schedule:
         if handle == SETTLE:
             return self._settled(ok=ok)
         job = self._given.pop(handle)
-        in_place = job.op == Op.WRITE and self._pieces.knows(job.offset, job.length)
-        if not ok or job.op == Op.READ or in_place:
+        if not ok or job.op == Op.READ or self._pieces.knows(job.offset, job.length):
             return [job]
         self._unsettled.append(job)
         return []
