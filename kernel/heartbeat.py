@@ -17,6 +17,12 @@ __all__ = ["watch_heartbeat"]
 LATE_S = 0.1
 """A hypervisor that has its CPU looks at a deadline within a millisecond."""
 
+SETTLE_S = 0.05
+"""From what stirs an idle domain to its ping, which shall not be the first thing in its way."""
+
+BACK_OFF = 4.0
+"""How much rarer the next ping of an idle domain is."""
+
 START_DEADLINE_S = 20.0
 """From clone to `Started`. The slowest role imports in a second on a loaded host."""
 
@@ -28,12 +34,25 @@ async def watch_heartbeat(machine: Machine, incarnation: Incarnation) -> None:
     if not incarnation.started.is_set():
         end_for_fault(machine, incarnation, DomainFault(incarnation.peer, "did not start", after_s=START_DEADLINE_S))
         return
-    sequence = 0
+    sequence, interval_s = 0, incarnation.heartbeat.interval_s
     while not incarnation.ended_for:
-        sequence = (sequence + 1) & 0xFFFF_FFFF
+        sequence, asked_s = (sequence + 1) & 0xFFFF_FFFF, trio.current_time()
         if not await _answers(machine, incarnation, sequence) and not await _revives(machine, incarnation):
             return
-        await trio.sleep(incarnation.heartbeat.interval_s)
+        interval_s = await _rest(incarnation, asked_s, interval_s)
+
+
+async def _rest(incarnation: Incarnation, asked_s: float, interval_s: float) -> float:
+    """Wait until it is to be asked again; the next interval. Whoever is idle and hangs is in nobody's way: once a
+    domain is wanted, by a post or by a frontend that misses an answer (`XenbusStalled`), it is asked again soon."""
+    heartbeat = incarnation.heartbeat
+    await trio.sleep_until(asked_s + heartbeat.interval_s)
+    with trio.move_on_at(asked_s + interval_s):
+        await incarnation.stirred.wait()
+        await trio.sleep(SETTLE_S)
+    if incarnation.stirred.is_set():
+        return heartbeat.interval_s
+    return max(heartbeat.interval_s, min(interval_s * BACK_OFF, heartbeat.idle_s))
 
 
 async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) -> bool:
@@ -43,6 +62,7 @@ async def _answers(machine: Machine, incarnation: Incarnation, sequence: int) ->
     """
     incarnation.awaited_pong, incarnation.ponged = sequence, trio.Event()
     post(machine, incarnation, Ping(sequence))
+    incarnation.stirred = trio.Event()
     told = False
     while True:
         with trio.move_on_after(incarnation.heartbeat.deadline_s) as patience:

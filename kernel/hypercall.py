@@ -396,6 +396,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.XenbusConnect: _xenbus(xenbus.connect),
     h.XenbusConnected: _xenbus(xenbus.connected),
     h.XenbusFault: _xenbus(xenbus.fault),
+    h.XenbusStalled: _xenbus(xenbus.stalled),
     h.ImageProbed: _image_probed,
     h.DomctlCreate: _domctl_create,
     h.DomctlDestroy: _domctl_destroy,

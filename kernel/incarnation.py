@@ -20,6 +20,7 @@ UNKILLABLE_AFTER_S = 5.0
 
 def post(machine: Machine, incarnation: Incarnation, *messages: Struct, descriptors: tuple[int, ...] = ()) -> None:
     """Post upcalls. A domain that lets them pile up has broken the ABI and is ended."""
+    incarnation.stirred.set()
     try:
         incarnation.link.post(messages, descriptors)
     except DomainFault as fault:

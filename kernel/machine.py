@@ -38,7 +38,8 @@ HANGS, HANGS_PER_S = 3.0, 1 / 60
 @dataclass(eq=False, slots=True)
 class Incarnation:
     """One living incarnation: its channel at once, its process when the zygote has cloned it. `held`: it is in
-    uninterruptible sleep, and can neither answer nor be ended."""
+    uninterruptible sleep, and can neither answer nor be ended. `stirred`: somebody has wanted something of it since its
+    last ping."""
 
     peer: Peer
     record: DomainRecord
@@ -51,6 +52,7 @@ class Incarnation:
     gone: trio.Event = field(default_factory=trio.Event)
     awaited_pong: int = 0
     ponged: trio.Event = field(default_factory=trio.Event)
+    stirred: trio.Event = field(default_factory=trio.Event)
     shutdown: ShutdownReason | None = None
     asked_to_end: ShutdownReason | None = None
     detail: str = ""

@@ -34,10 +34,12 @@ class ManifestError(Exception):
 
 
 class Heartbeat(Struct, frozen=True, forbid_unknown_fields=True):
-    """A domain is asked every `interval_s`, and is hung when it has not answered for `deadline_s`."""
+    """A domain is asked every `interval_s`, and is hung when it has not answered for `deadline_s`. One that nobody
+    wants anything of is asked ever more rarely, down to once in `idle_s`."""
 
     interval_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.1
     deadline_s: Annotated[float, Meta(ge=0.05, le=600)] = 0.5
+    idle_s: Annotated[float, Meta(ge=0.01, le=3600)] = 600.0
 
 
 class Dom0Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +77,7 @@ class GuestManifest(Struct, frozen=True, forbid_unknown_fields=True):
     kernel: str = "/usr/bin/linux.uml"
     ramdisk: str = "$TRIOVISOR_CACHE/guest/initramfs.cpio"
     lpj: str = "$TRIOVISOR_CACHE/guest/lpj"
-    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0)
+    heartbeat: Heartbeat = Heartbeat(interval_s=1.0, deadline_s=5.0, idle_s=8.0)
     restart: RestartPolicy = RestartPolicy(max_deaths=10, window_s=30.0)
 
 

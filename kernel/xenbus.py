@@ -5,7 +5,7 @@ Messages on one channel keep their order, so a backend always hears of a vbd bef
 
 import time
 
-from kernel.abi.hypercalls import XenbusConnect, XenbusConnected, XenbusFault
+from kernel.abi.hypercalls import XenbusConnect, XenbusConnected, XenbusFault, XenbusStalled
 from kernel.abi.ids import DomId, Peer
 from kernel.abi.status import DomainFault, Refused, Status
 from kernel.abi.upcalls import (
@@ -34,6 +34,7 @@ __all__ = [
     "frontend_came",
     "frontend_reset",
     "frontend_went",
+    "stalled",
 ]
 
 ACCUSATIONS, ACCUSATIONS_WINDOW_S = 5, 60.0
@@ -143,6 +144,13 @@ def fault(machine: Machine, caller: Incarnation, call: XenbusFault) -> None:
         )
         return
     end_for_fault(machine, accused, DomainFault(call.peer, call.what, evidence=call.evidence))
+
+
+def stalled(machine: Machine, caller: Incarnation, call: XenbusStalled) -> None:
+    """`XenbusStalled`: a backend that was idle as far as we know may hang."""
+    machine.domains.check_alive(call.backend)
+    machine.vbds.shared_by(caller.peer, call.handle, call.backend)
+    machine.alive[call.backend].stirred.set()
 
 
 def _accuses_too_often(machine: Machine, caller: Incarnation) -> bool:

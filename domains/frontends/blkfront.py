@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 
 from domains.frontends.backing import Backing, RingBroken
 from domains.frontends.terminator import Terminator, session_for
@@ -14,13 +15,20 @@ from domains.runtime.data_loop import DataLoop
 from domains.virtio.queue import QueueFault
 from kernel.abi.ids import Peer, VbdHandle
 
-__all__ = ["Backing", "BlkfrontLoop", "OnFault", "VbdFront"]
+__all__ = ["Backing", "BlkfrontLoop", "OnFault", "OnStall", "VbdFront"]
 
 RELEASE_AFTER_S = 0.1
 """A ring is dropped when its backend is gone, and then what was in flight is on its way to the next one."""
 
+STALLED_AFTER_S, STALLED_AGAIN_S = 0.05, 1.0
+"""A backend that owes an answer for so long may hang, and the hypervisor is to look; again while it lasts. A disk takes
+so long when it is busy."""
+
 OnFault = Callable[[VbdHandle, Peer | None, str, str], None]
 """`(handle, peer, what, evidence)`: that backend, or the guest where `peer` is None, broke the rules."""
+
+OnStall = Callable[[VbdHandle, Peer], None]
+"""`(handle, peer)`: that backend, in use, gives no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +47,13 @@ class VbdFront:
 class _Device:
     """A vbd with its guest's connection and the rings made for its backends."""
 
-    def __init__(self, front: VbdFront, loop: DataLoop, on_fault: OnFault) -> None:
+    def __init__(self, front: VbdFront, loop: DataLoop, on_fault: OnFault, on_stall: OnStall) -> None:
         self.vbd = Vbd(front.sectors, read_only=front.read_only, serial=f"triovisor-{front.vdev}")
         self._loop = loop
         self._offered: dict[Peer, Backing] = {}
         self._on_fault = partial(on_fault, front.handle)
+        self._on_stall = partial(on_stall, front.handle)
+        self._told_at = 0.0
         self._terminator = Terminator(
             loop,
             self.vbd,
@@ -61,6 +71,19 @@ class _Device:
         except QueueFault as fault:
             self._terminator.fail(fault.what, fault.evidence)
         return True
+
+    def patience_s(self) -> float | None:
+        """Seconds until its backend will have owed an answer for too long; tells once it has. None: it owes none."""
+        since, peer = self.vbd.silent_since(), self.vbd.peer
+        if since is None or peer is None:
+            return None
+        now = monotonic()
+        due = max(since + STALLED_AFTER_S, self._told_at + STALLED_AGAIN_S)
+        if due > now:
+            return due - now
+        self._told_at = now
+        self._on_stall(peer)
+        return STALLED_AGAIN_S
 
     def offer(self, peer: Peer, backing: Backing) -> None:
         self._offered[peer] = backing
@@ -132,13 +155,13 @@ def _release_aside(backing: Backing) -> None:
 class BlkfrontLoop:
     """All vbds of one guest, on one data loop. Methods may be called from any thread and do not wait.
 
-    `on_fault` is called on the loop's thread. For each backend incarnation of a vbd: `offer` a fresh `Backing`, then
-    `attach_doorbell` when there is one, `activate` when it is to serve, `withdraw` when it is gone.
+    `on_fault` and `on_stall` are called on the loop's thread. For each backend incarnation of a vbd: `offer` a fresh
+    `Backing`, then `attach_doorbell` when there is one, `activate` when it is to serve, `withdraw` when it is gone.
     """
 
-    def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault) -> None:
+    def __init__(self, vbds: Sequence[VbdFront], on_fault: OnFault, on_stall: OnStall) -> None:
         self._loop = DataLoop("blkfront", self)
-        self._devices = {front.handle: _Device(front, self._loop, on_fault) for front in vbds}
+        self._devices = {front.handle: _Device(front, self._loop, on_fault, on_stall) for front in vbds}
         self._vbds = [device.vbd for device in self._devices.values()]
         self._served = [device.serve for device in self._devices.values()]
         self._resting = False
@@ -190,11 +213,12 @@ class BlkfrontLoop:
         return found
 
     def park(self) -> float | None:
-        """For the loop: sleep no longer than until a guest that does not look must be signalled again."""
+        """For the loop: sleep no longer than until a guest that does not look must be signalled again, or a backend has
+        owed an answer for too long."""
         for vbd in self._vbds:
             if not vbd.park():
                 return 0
-        if self._resting:
-            return None
-        waits = [wait for vbd in self._vbds if (wait := vbd.guest.nudge()) is not None]
-        return min(waits) if waits else None
+        waits = [device.patience_s() for device in self._devices.values()]
+        if not self._resting:
+            waits += [vbd.guest.nudge() for vbd in self._vbds]
+        return min((wait for wait in waits if wait is not None), default=None)

@@ -159,6 +159,10 @@ class Vbd:
             return backing.park()
         return backing.park() and queue.park()
 
+    def silent_since(self) -> float | None:
+        """Since when the backend in use has owed an answer and given none. None while it owes none."""
+        return self._waiting_since if self.link is _SERVING and self._ledger.entries else None
+
     def _take_responses(self, backing: Backing) -> None:
         """Everything that the backend has published. Then there is room again for what the guest asks next."""
         entries = self._ledger.entries

@@ -1,5 +1,6 @@
 """A guest's vbds: a ring for each incarnation of each backend, as the hypervisor tells of them."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -15,7 +16,15 @@ from domains.runtime.domain import Call, Domain
 from domains.runtime.numbers import Numbers
 from domains.runtime.turn import wait_turn
 from kernel.abi.guest_config import MIB
-from kernel.abi.hypercalls import Access, ChannelKind, EvtchnAllocUnbound, GnttabGrant, XenbusConnect, XenbusFault
+from kernel.abi.hypercalls import (
+    Access,
+    ChannelKind,
+    EvtchnAllocUnbound,
+    GnttabGrant,
+    XenbusConnect,
+    XenbusFault,
+    XenbusStalled,
+)
 from kernel.abi.ids import GrantRef, Peer, Port, VbdHandle
 from kernel.abi.io.blkif import RING_BYTES, SMALL_RING_BYTES
 from kernel.abi.roles import GuestVbd
@@ -76,7 +85,7 @@ class Disks:
             line = socket.socket(fileno=domain.descriptors[f"vhost.{vbd.vdev}"])
             in_flight = domain.descriptors[f"in-flight.{vbd.vdev}"]
             fronts.append(VbdFront(vbd.handle, vbd.vdev, vbd.sectors, vbd.read_only, line, in_flight))
-        self.loop = BlkfrontLoop(fronts, on_fault=self._loop_found_fault)
+        self.loop = BlkfrontLoop(fronts, self._loop_found_fault, self._loop_found_stall)
 
     def start(self) -> None:
         """Let the guest's kernel connect. Its requests wait until a backend is active."""
@@ -152,6 +161,14 @@ class Disks:
             self._token.run_sync_soon(self._on_guest_fault, f"{what}: {evidence}")
         else:
             self._token.run_sync_soon(self._nursery.start_soon, self._report, handle, peer, what, evidence)
+
+    def _loop_found_stall(self, handle: VbdHandle, peer: Peer) -> None:
+        """On the loop's thread too."""
+        self._token.run_sync_soon(self._nursery.start_soon, self._tell_of_stall, handle, peer)
+
+    async def _tell_of_stall(self, handle: VbdHandle, peer: Peer) -> None:
+        with contextlib.suppress(Refused):  # it is gone, then
+            await self._domain.call(XenbusStalled, handle=handle, backend=peer)
 
     async def _report(self, handle: VbdHandle, peer: Peer, what: str, evidence: str) -> None:
         self._domain.log.error("ring.faulted", handle=handle, backend=str(peer), what=what, evidence=evidence)

@@ -48,6 +48,7 @@ __all__ = [
     "XenbusConnect",
     "XenbusConnected",
     "XenbusFault",
+    "XenbusStalled",
 ]
 
 Request = Annotated[RequestId, Meta(ge=0, le=0xFFFF_FFFF)]
@@ -276,7 +277,20 @@ class XenbusFault(Struct, tag=0x2A, array_like=True, frozen=True, forbid_unknown
     evidence: Detail
 
 
-class ImageProbed(Struct, tag=0x2B, array_like=True, frozen=True, forbid_unknown_fields=True):
+class XenbusStalled(Struct, tag=0x2D, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The backend of a vbd has owed an answer for a while: see whether it lives. To say so of a slow one is no wrong.
+
+    Caller:  the guest that owns the vbd, about the backend in use.
+    Promise: the backend is asked for a sign of life soon (`Ping`), as busy domains are asked all the time.
+    Errors:  ENOENT not a vbd of the caller's, ESTALE that backend has ended.
+    """
+
+    request: Request
+    handle: Handle
+    backend: Peer
+
+
+class ImageProbed(Struct, tag=0x2E, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Answer to `ImageProbe`: a disk of `size_bytes`, that stands on what the image calls `backing`, "" for nothing; or
     `why` it cannot be served.
 
@@ -429,6 +443,7 @@ Hypercall = (
     | XenbusConnect
     | XenbusConnected
     | XenbusFault
+    | XenbusStalled
     | ImageProbed
     | DomctlCreate
     | DomctlDestroy

@@ -27,6 +27,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.XenbusConnect: frozenset({Kind.GUEST}),
     h.XenbusConnected: frozenset({Kind.DRIVER}),
     h.XenbusFault: frozenset({Kind.GUEST, Kind.DRIVER}),
+    h.XenbusStalled: frozenset({Kind.GUEST}),
     h.ImageProbed: frozenset({Kind.DRIVER}),
     h.DomctlCreate: _DOM0,
     h.DomctlDestroy: _DOM0,

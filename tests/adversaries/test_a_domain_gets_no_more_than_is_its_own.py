@@ -86,6 +86,7 @@ def test_a_peer_that_does_not_live_is_named_in_vain(puppet, name: Callable[[Pupp
     assert puppet.status(h.XenbusConnect, handle=1, backend=peer, out_ref=1, in_ref=2, port=1) in gone
     assert puppet.status(h.XenbusConnected, handle=1, frontend=peer) in gone
     assert puppet.status(h.XenbusFault, handle=1, peer=peer, what="", evidence="") in gone
+    assert puppet.status(h.XenbusStalled, handle=1, backend=peer) in gone
     with sealed_memory() as memory:
         assert puppet.status(h.GnttabGrant, [memory], ref=1, to=peer, access=READ) in gone
     if peer.generation != ANY_GENERATION or peer == Peer(NOBODY.domid, ANY_GENERATION):
@@ -104,6 +105,7 @@ def test_no_vbd_of_strangers_is_touched(calm, puppet):
     for peer in (guest, driver, dom0, puppet.peer):
         for handle in (1, 2, 0xFFFF_FFFF):
             assert puppet.status(h.XenbusFault, handle=handle, peer=peer, what="liar", evidence="none") in refused
+            assert puppet.status(h.XenbusStalled, handle=handle, backend=peer) in refused
             assert puppet.status(h.XenbusConnected, handle=handle, frontend=peer) in refused
     assert puppet.status(h.XenbusConnect, handle=1, backend=driver, out_ref=1, in_ref=2, port=1) in refused
 

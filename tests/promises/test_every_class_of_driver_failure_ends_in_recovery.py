@@ -1,5 +1,8 @@
 """However its disk driver fails, a guest sees no error, and the log says which way it was."""
 
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +43,13 @@ def is_accused(lab: Lab, death: Event) -> bool:
     return bool(accused) and bool(lab.log.all("domain.faulted", peer=death["peer"]))
 
 
+IDLE_S = 5.0
+"""After so long without anything to do, these drivers are asked for a sign of life once in some three seconds."""
+
+FOUND_S = 1.5
+"""From a request to its answer by the successor of a driver that hangs: silent for 0.05 s, asked soon after, not heard
+for 0.3 s."""
+
 FAILURES = (
     Failure("exit", "exit status 0", nothing_else),
     Failure("oom", "exit status 70", nothing_else),
@@ -67,6 +77,23 @@ def test_a_driver_that_fails_five_times_costs_its_guest_nothing_and_the_log_tell
             assert death["how"].startswith(failure.how)
             assert failure.evidence(lab, death)
             assert lab.log.all("fault.injected", peer=death["peer"], what=failure.what)
+    finally:
+        lab.destroy_all()
+
+
+def test_a_driver_that_nobody_has_asked_for_a_while_and_that_hangs_is_found_by_the_next_request(lab, images):
+    lab.create("g", images("failing", 8))
+    try:
+        time.sleep(IDLE_S)
+        peer = lab.watch.wait_serving()
+        since = lab.log.mark()
+        os.kill(lab.watch.pid_of(peer), signal.SIGSTOP)
+        time.sleep(1)
+        assert not lab.log.all("domain.hung", since)
+        began_s = time.monotonic()
+        lab.run_in("g", "dd", "if=/dev/zero", "of=/dev/vda", "bs=4k", "count=1", "oflag=direct")
+        assert time.monotonic() - began_s < FOUND_S
+        assert lab.log.wait("domain.hung", since)["peer"] == peer
     finally:
         lab.destroy_all()
 

@@ -34,7 +34,7 @@ GOLDEN = {
     PauseRequested(7, True): "91 93cc8507c3",
     ImageProbe(7): "91 92cc9407",
     VbdBacking(VbdHandle(7)): "91 92cc9507",
-    h.ImageProbed(7, 512, "b", "x"): "91 952b07cd0200a162a178",
+    h.ImageProbed(7, 512, "b", "x"): "91 952e07cd0200a162a178",
     DriverGivenUp("blk", 6, ("web",)): "91 94cca1a3626c6b0691a3776562",
     h.SchedSoftReset("x"): "91 9211a178",
     h.GnttabMap(RequestId(1), PEER, GrantRef(5), h.Access.READ): "91 952101920302 0501".replace(" ", ""),
@@ -69,6 +69,7 @@ messages = st.one_of(
     st.builds(h.Pong, st.integers(0, 0xFFFF_FFFF)),
     st.builds(h.GnttabGrant, requests, refs, peers, st.sampled_from(h.Access)),
     st.builds(h.XenbusFault, requests, handles, peers, st.text(max_size=512), st.text(max_size=512)),
+    st.builds(h.XenbusStalled, requests, handles, peers),
     st.builds(h.SchedShutdown, requests, st.sampled_from(h.ShutdownReason), st.text(max_size=512)),
 )
 
