@@ -14,7 +14,7 @@ from kernel.abi.ids import HYPERVISOR, Generation, Peer
 from kernel.abi.keeping import PipeKind
 from kernel.abi.log import open_log
 from kernel.admin import listen, pass_connections_on
-from kernel.boot_files import cache_path
+from kernel.boot_files import drivers_program
 from kernel.core.domains import Kind
 from kernel.driver_domains import start_dom0, start_driver
 from kernel.guests import destroy, request_shutdown
@@ -111,7 +111,7 @@ async def _end_all(machine: Machine, kind: Kind) -> None:
 
 def _programs(manifest: Manifest) -> list[str]:
     """Programs that drivers run. One that is not there is missed when it is wanted."""
-    return [str(cache_path(driver.program)) for driver in manifest.driver if driver.program]
+    return [drivers_program(driver.program) for driver in manifest.driver if driver.program]
 
 
 def _raise_descriptor_limit() -> None:

@@ -12,7 +12,7 @@ from kernel.abi.roles import Dom0Start, DriverStart
 from kernel.abi.spawn import Jail, JailKind
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
-from kernel.boot_files import cache_path
+from kernel.boot_files import drivers_program
 from kernel.core.domains import Kind
 from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
 from kernel.incarnation import end, post
@@ -50,7 +50,7 @@ def start_driver(machine: Machine, manifest: DriverManifest) -> None:
     """Start a driver domain and, where the manifest wants one, its standby."""
 
     def body() -> Body:
-        program = str(cache_path(manifest.program)) if manifest.program else ""
+        program = drivers_program(manifest.program)
         config = msgspec.msgpack.encode(DriverStart(machine.manifest.faults, manifest.options, program))
         cpus = parse_cpus(manifest.cpus) if manifest.cpus else ()
         memory_bytes = manifest.address_space * MIB

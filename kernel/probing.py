@@ -40,9 +40,9 @@ async def look_into(machine: Machine, domain: DriverDomain, disk: DiskConfig, im
 
 
 def answered(machine: Machine, caller: Incarnation, call: ImageProbed) -> None:
-    """`ImageProbed`. From anybody else than who was asked it is nothing."""
+    """`ImageProbed`. From anybody else than who was asked it is nothing, and the first word counts."""
     probe = machine.probes.get(call.probe)
-    if probe is not None and probe.asked == caller.peer:
+    if probe is not None and probe.asked == caller.peer and probe.answer is None:
         probe.answer = call
         probe.answered.set()
 
