@@ -29,7 +29,7 @@ async def look_into(machine: Machine, domain: DriverDomain, disk: DiskConfig, im
     with trio.move_on_after(PROBE_S):
         found = await _ask(machine, domain, image)
         if found.why:
-            raise Refused(Status.EINVAL, f"image {disk.target}: {found.why}")
+            raise Refused(Status.EINVAL, f"image {disk.target}: {_printable(found.why)}")
         _check_backing(disk, found.backing)
         image.sectors = found.size_bytes // SECTOR_BYTES
         if not image.sectors:
@@ -72,6 +72,11 @@ async def _ask(machine: Machine, domain: DriverDomain, image: Image) -> ImagePro
             return probe.answer
 
 
+def _printable(text: str) -> str:
+    """A stranger's words, which may reach a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _check_backing(disk: DiskConfig, found: str) -> None:
     """Compares names, and touches no file for it: what an image says may lead anywhere."""
     if not found and disk.backing is None:
@@ -79,9 +84,10 @@ def _check_backing(disk: DiskConfig, found: str) -> None:
     if not found:
         raise Refused(Status.EINVAL, f"image {disk.target} stands on no other: leave out backing = {disk.backing!r}")
     stands_on = os.path.normpath(Path(disk.target).parent / found)
+    says = f"image {disk.target} stands on {_printable(found)!r}"
+    name = _printable(stands_on)
     if disk.backing is None:
-        mend = f'add backing = "{stands_on}" to the disk if its guest may read that'
-        raise Refused(Status.EINVAL, f"image {disk.target} stands on {found!r}: {mend}")
+        raise Refused(Status.EINVAL, f'{says}: add backing = "{name}" to the disk if its guest may read that')
     if os.path.normpath(disk.backing) != stands_on:
-        mend = f'give backing = "{stands_on}", or change the image with qemu-img rebase -u'
-        raise Refused(Status.EINVAL, f"image {disk.target} stands on {found!r}, not on {disk.backing}: {mend}")
+        mend = f'give backing = "{name}", or change the image with qemu-img rebase -u'
+        raise Refused(Status.EINVAL, f"{says}, not on {disk.backing}: {mend}")

@@ -101,7 +101,7 @@ def info(image: Path) -> ImageInfo:
         size_bytes=told["virtual-size"],
         used_bytes=told.get("actual-size", 0),
         cluster_bytes=told.get("cluster-size", 0),
-        backing=told.get("backing-filename", ""),
+        backing=_printable(told.get("backing-filename", "")),
         corrupt=data.get("corrupt", False),
     )
 
@@ -195,7 +195,12 @@ def _reason(image: Path, said: str) -> str:
     if '" lock' in said:
         return f"{image} or what it stands on is in use: shut down the guest, or end the program that holds it"
     first = (said.strip().splitlines() or ["qemu-img failed"])[0]
-    return f"{image}: {re.sub(_OWN_NAMES, '', first)}"
+    return f"{image}: {_printable(re.sub(_OWN_NAMES, '', first))}"
+
+
+def _printable(text: str) -> str:
+    """A stranger's words, which may reach a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _json(image: Path, told: bytes) -> dict[str, Any]:

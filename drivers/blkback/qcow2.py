@@ -1,5 +1,6 @@
 """The block back end of images in qcow2. What reads them is QEMU's storage daemon, one for each vbd."""
 
+import os
 from functools import partial
 
 import msgspec
@@ -49,6 +50,7 @@ class _Overlays:
 
     def stands_on(self, handle: VbdHandle, backing: int) -> None:
         """As `Formatted` has it. The image follows at once."""
+        self._forget(handle)
         self._beneath[handle] = backing
 
     def opener(self, vbd: VbdAttached, image: int) -> Opener:
@@ -69,6 +71,11 @@ class _Overlays:
             self._domain.log.error("daemon.failed", handle=handle, why=why)
             raise DaemonFailed(f"vbd {handle}: {why}")
 
+    def _forget(self, handle: VbdHandle) -> None:
+        """What came for an image that then could not be opened."""
+        if handle in self._beneath:
+            os.close(self._beneath.pop(handle))
+
     def _soon(self, act: object, handle: VbdHandle, why: str) -> None:
         """From an overlay's thread."""
         self._token.run_sync_soon(act, handle, why)  # type: ignore[arg-type]
@@ -86,7 +93,7 @@ class _Overlays:
 def _probe(program: str, number: int, image: int) -> ImageProbed:
     try:
         facts = probe(program, image)
-    except (ImageRefused, DaemonFailed) as error:
+    except (ImageRefused, DaemonFailed, OSError) as error:
         return ImageProbed(number, why=str(error)[:MAX_WHY])
     why = f"it {facts.damage}: tv image check tells more, and what mends it" if facts.damage else ""
     return ImageProbed(number, facts.size_bytes, facts.beneath, why)

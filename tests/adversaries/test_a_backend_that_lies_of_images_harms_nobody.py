@@ -23,6 +23,8 @@ QCOW2_PUPPET = MANIFEST.replace(
 )
 LIES = [
     (ImageProbed(0, why="it is bad"), "it is bad"),
+    (ImageProbed(0, why="bad\x1b[2J\nworse"), "bad?[2J?worse"),
+    (ImageProbed(0, size_bytes=1 << 40, backing="a\x1b[2J\n"), "stands on 'a?[2J?'"),
     (ImageProbed(0, size_bytes=0), "is a disk of 0 bytes"),
     (ImageProbed(0, size_bytes=1 << 40, backing="../../../etc/shadow"), "/etc/shadow' to the disk".replace("'", '"')),
     (ImageProbed(0, size_bytes=1 << 40, backing="json:{}"), "stands on 'json:{}'"),

@@ -140,6 +140,13 @@ def test_the_name_that_an_image_holds_opens_nothing(overlay, base, tmp_path):
     assert other.read_bytes() == BASE
 
 
+def test_a_name_in_an_image_cannot_write_to_the_terminal(overlay):
+    name = "a\x1b[2J\n"
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", name, overlay], check=True)
+    assert overlays.info(overlay).backing == "a?[2J?"
+    assert "\x1b" not in tv("info", overlay).stdout
+
+
 def test_a_data_file_that_an_image_names_holds_nobody_up(base, tmp_path):
     image = tmp_path / "image"
     subprocess.run(
