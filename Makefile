@@ -32,14 +32,12 @@ demo: setup
 	@$(PY) -m triovisor.demo
 
 test: setup lint
-	@$(PY) -m triovisor.provision --bench
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 mutants: setup
 	@$(PY) -m tests.mutants $(MUTANTS)
 
-bench: venv
-	@$(PY) -m triovisor.provision --bench
+bench: setup
 	@$(PY) -m bench
 
 profile: setup

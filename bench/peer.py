@@ -23,7 +23,7 @@ def start_peer(image: Path, socket_path: Path, cpu: int) -> Iterator[None]:
     """Export an image until the end of the block. Raises BenchError where it does not start."""
     daemon = find_program(DAEMON)
     if daemon is None:
-        raise BenchError(f"no {DAEMON}, the peer of the block path; run: python -m triovisor.provision --bench")
+        raise BenchError(f"no {DAEMON}, the peer of the block path; run: python -m triovisor.provision")
     process = _start(daemon, image, socket_path, cpu)
     try:
         _wait_for_socket(process, socket_path)

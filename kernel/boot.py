@@ -14,6 +14,7 @@ from kernel.abi.ids import HYPERVISOR, Generation, Peer
 from kernel.abi.keeping import PipeKind
 from kernel.abi.log import open_log
 from kernel.admin import listen, pass_connections_on
+from kernel.boot_files import drivers_program
 from kernel.core.domains import Kind
 from kernel.driver_domains import start_dom0, start_driver
 from kernel.guests import destroy, request_shutdown
@@ -46,7 +47,7 @@ async def run_hypervisor(manifest: Manifest, run: RunFolder, say: Callable[[str]
     (run.path / "run.toml").write_text(_describe(manifest))
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            machine = Machine(manifest, run, log, nursery, Zygotes(nursery, log), keeper, dispatch)
+            machine = Machine(manifest, run, log, nursery, Zygotes(nursery, log, _programs(manifest)), keeper, dispatch)
             nursery.start_soon(keeper.serve, log)
             nursery.start_soon(pass_connections_on, machine, listen(run))
             await _boot_domains(machine)
@@ -111,6 +112,11 @@ async def _end_all(machine: Machine, kind: Kind) -> None:
     with trio.move_on_after(machine.manifest.shutdown_grace_s):
         for incarnation in incarnations:
             await incarnation.gone.wait()
+
+
+def _programs(manifest: Manifest) -> list[str]:
+    """Programs that drivers run. One that is not there is missed when it is wanted."""
+    return [drivers_program(driver.program) for driver in manifest.driver if driver.program]
 
 
 def _raise_descriptor_limit() -> None:

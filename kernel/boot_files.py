@@ -9,7 +9,7 @@ from kernel.abi.guest_config import GuestConfig
 from kernel.abi.status import Refused, Status
 from kernel.manifest import GuestManifest
 
-__all__ = ["cache_path", "open_boot_files", "open_program", "read_lpj"]
+__all__ = ["cache_path", "drivers_program", "open_boot_files", "open_program", "read_lpj"]
 
 ELF_MAGIC = b"\x7fELF"
 
@@ -69,6 +69,12 @@ def cache_path(text: str) -> Path:
     if "/" not in text and (found := find_program(text)) is not None:
         return found
     return Path(text.replace("$TRIOVISOR_CACHE", str(cache_root()))).expanduser()
+
+
+def drivers_program(text: str) -> str:
+    """The path in a driver's jail of a program of the manifest's, "" for none. No link leads to it there: a folder in
+    the place of one of the system's links would hide all else behind that."""
+    return str(cache_path(text).resolve()) if text else ""
 
 
 def _open(text: str, guest: str, key: str, mend: str) -> int:

@@ -9,9 +9,10 @@ import trio
 from kernel.abi.guest_config import MIB, DomainState
 from kernel.abi.ids import DOM0
 from kernel.abi.roles import Dom0Start, DriverStart
-from kernel.abi.spawn import Jail
+from kernel.abi.spawn import Jail, JailKind
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
+from kernel.boot_files import drivers_program
 from kernel.consoles import backend_active
 from kernel.core.domains import Kind
 from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
@@ -50,10 +51,12 @@ def start_driver(machine: Machine, manifest: DriverManifest) -> None:
     """Start a driver domain and, where the manifest wants one, its standby."""
 
     def body() -> Body:
-        config = msgspec.msgpack.encode(DriverStart(machine.manifest.faults, manifest.options))
+        program = drivers_program(manifest.program)
+        config = msgspec.msgpack.encode(DriverStart(machine.manifest.faults, manifest.options, program))
         cpus = parse_cpus(manifest.cpus) if manifest.cpus else ()
         memory_bytes = manifest.address_space * MIB
-        jail = Jail(kind="driver", memory_bytes=memory_bytes, cpus=cpus, nofile=8192, nproc=DRIVER_THREADS)
+        kind: JailKind = "storage" if program else "driver"
+        jail = Jail(kind=kind, memory_bytes=memory_bytes, cpus=cpus, nofile=8192, nproc=DRIVER_THREADS)
         return Body(manifest.role, jail, config, {}, manifest.heartbeat)
 
     _start(machine, manifest.name, Kind.DRIVER, manifest, body, standby=manifest.standby)

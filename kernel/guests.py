@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
 
 from kernel import consoles
-from kernel.abi.guest_config import ONLY_FOR, Action, DomainState, GuestConfig
+from kernel.abi.guest_config import ONLY_FOR, Action, DiskConfig, DomainState, GuestConfig
 from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import Peer
 from kernel.abi.packet import close_all
@@ -20,9 +21,10 @@ from kernel.guest_bodies import body_of, manifest_of
 from kernel.images import Image, open_image
 from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import embody
-from kernel.machine import Guest, Incarnation, Machine
-from kernel.manifest import Device, DriverManifest, parse_cpus
+from kernel.machine import DriverDomain, Guest, Incarnation, Machine
+from kernel.manifest import Device, parse_cpus
 from kernel.pausing import hold_anew
+from kernel.probing import look_into
 from kernel.xenbus import frontend_came, frontend_went
 
 __all__ = ["create", "destroy", "find_guest", "request_shutdown", "resolve_peer"]
@@ -30,9 +32,10 @@ __all__ = ["create", "destroy", "find_guest", "request_shutdown", "resolve_peer"
 IMAGE_WAIT_S = 1.0
 """A backend lets go of a destroyed guest's image within milliseconds; a guest created anew on it waits so long."""
 
-MOST_VBDS = 1000
-"""Of one driver. A vbd takes four of its 8,192 descriptors and one of its 2,048 threads, and three packets of the 4,096
-that wait for an incarnation which is being cloned."""
+MOST_VBDS = {"raw": 1000, "qcow2": 64}
+"""Of one driver, by the format that it serves. A vbd takes four of its 8,192 descriptors and one of its 2,048 threads,
+and three packets of the 4,096 that wait for an incarnation which is being cloned. One in qcow2 is opened by a process
+of its own, which takes some 10 ms of a CPU: a guest whose driver died may wait for those of all the others."""
 
 DRIVER_MIB, VBD_MIB = 256, 13
 """Of a driver's address space: for itself, and for each vbd's ring, of the large kind, and its thread."""
@@ -47,7 +50,7 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
     images: list[Image] = []
     try:
         for disk in config.disk:
-            images.append(await _open_image(Path(disk.target), disk.access == "ro"))
+            images.append(await _open_disk(machine, disk))
         record = machine.domains.add(config.name, Kind.GUEST)
     except BaseException:
         for image in images:
@@ -145,27 +148,62 @@ def _check_type(config: GuestConfig) -> None:
 
 
 def _check_backends(machine: Machine, config: GuestConfig) -> None:
-    """Each disk's driver exists and can serve one more. A guest whose driver is given up would stand still before its
-    first instruction."""
-    drivers = {
-        domain.record.name: domain
-        for domain in machine.drivers.values()
-        if isinstance(domain.manifest, DriverManifest) and domain.manifest.device is Device.VBD
-    }
+    """Each disk's driver exists, serves its format, and can serve one more. A guest whose driver is given up would
+    stand still before its first instruction."""
+    drivers = {domain.record.name: domain for domain in machine.drivers.values()}
+    formats = {each.name: each.format for each in machine.manifest.driver if each.device is Device.VBD}
+    _check_formats(config, formats)
     for backend, count in Counter(disk.backend for disk in config.disk).items():
         domain = drivers.get(backend)
-        if domain is None:
-            known = ", ".join(sorted(drivers)) or "none"
+        if domain is None or backend not in formats:
+            known = ", ".join(sorted(formats)) or "none"
             raise Refused(Status.ENOENT, f"guest {config.name}: no driver domain {backend!r}: there are {known}")
         if domain.driver.state is DomainState.GIVEN_UP:
             mend = f"tv driver restart {backend}, then tv create"
             raise Refused(Status.EHOSTDOWN, f"guest {config.name}: driver {backend} is given up: {mend}")
-        most = min(MOST_VBDS, (domain.manifest.address_space - DRIVER_MIB) // VBD_MIB)
+        most = min(MOST_VBDS[formats[backend]], (domain.manifest.address_space - DRIVER_MIB) // VBD_MIB)
         serves = len(machine.vbds.of_driver(domain.record.domid))
         if serves + count > most:
-            mend = "name another driver" if most == MOST_VBDS else "give it more address_space in the boot manifest"
+            roomy = most == MOST_VBDS[formats[backend]]
+            mend = "name another driver" if roomy else "give it more address_space in the boot manifest"
             why = f"{backend} serves {serves} disks and {most} at most: {mend}"
             raise Refused(Status.ENOSPC, f"guest {config.name}: {why}")
+
+
+def _check_formats(config: GuestConfig, formats: Mapping[str, str]) -> None:
+    """`formats`: that of each driver. One that is not there is for others to miss."""
+    for disk in config.disk:
+        where = f"guest {config.name}: disk {disk.vdev}"
+        if disk.backing is not None and disk.format == "raw":
+            mend = 'give format = "qcow2", or leave out backing'
+            raise Refused(Status.EINVAL, f"{where}: a raw image stands on no other: {mend}")
+        served = formats.get(disk.backend, disk.format)
+        if served != disk.format:
+            fitting = ", ".join(sorted(name for name, format in formats.items() if format == disk.format))
+            mend = f"name {fitting}" if fitting else "have one in the boot manifest"
+            raise Refused(Status.EINVAL, f"{where}: {disk.backend} serves {served} and not {disk.format}: {mend}")
+
+
+async def _open_disk(machine: Machine, disk: DiskConfig) -> Image:
+    """Open a disk's image, and what it stands on."""
+    image = await _open_image(Path(disk.target), disk.access == "ro")
+    if disk.format == "raw":
+        return image
+    try:
+        if not image.is_file:
+            why = f"is a block device: an image in {disk.format} is a file"
+            raise Refused(Status.EINVAL, f"image {disk.target} {why}")
+        await look_into(machine, _driver_named(machine, disk.backend), disk, image)
+        if disk.backing is not None:
+            image.backing = await _open_image(Path(disk.backing), True)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _driver_named(machine: Machine, name: str) -> DriverDomain:
+    return next(domain for domain in machine.drivers.values() if domain.record.name == name)
 
 
 async def _open_image(path: Path, read_only: bool) -> Image:

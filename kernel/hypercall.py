@@ -9,7 +9,7 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import consoles, guests, inform, pausing, xenbus
+from kernel import consoles, guests, inform, pausing, probing, xenbus
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
@@ -199,6 +199,11 @@ def _pause_done(machine: Machine, caller: Incarnation, call: h.PauseDone, _ridin
     if machine.guests[caller.record.domid].config.type == "native":
         raise Refused(Status.EPERM, "a native guest says that it stands still: nobody asked it")
     pausing.answered(machine, caller, call.sequence, call.why)
+    return Answer()
+
+
+def _image_probed(machine: Machine, caller: Incarnation, call: h.ImageProbed, _riding: list[int]) -> Answer:
+    probing.answered(machine, caller, call)
     return Answer()
 
 
@@ -401,6 +406,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.XenbusConnected: _acting(xenbus.connected),
     h.XenbusFault: _acting(xenbus.fault),
     h.XenbusStalled: _acting(xenbus.stalled),
+    h.ImageProbed: _image_probed,
     h.ConsoleConnect: _acting(consoles.connect),
     h.ConsoleFault: _acting(consoles.fault),
     h.DomctlCreate: _domctl_create,

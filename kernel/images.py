@@ -45,6 +45,8 @@ class Image:
 
     A block device that is written is claimed besides (O_EXCL), so that this host cannot mount it meanwhile. One that is
     only read is looked at: other readers may want it too.
+
+    `backing` is what it stands on, where it is no raw image.
     """
 
     path: Path
@@ -52,6 +54,16 @@ class Image:
     sectors: int
     _spares: deque[int]
     _claim: int = -1
+    backing: "Image | None" = None
+
+    @property
+    def is_file(self) -> bool:
+        """And no block device."""
+        return stat.S_ISREG(os.fstat(self._spares[0]).st_mode)
+
+    def open_to_look(self) -> int:
+        """A descriptor that can only be read. The caller closes it."""
+        return os.open(f"/proc/self/fd/{self._spares[0]}", os.O_RDONLY | os.O_CLOEXEC)
 
     def take(self) -> int:
         """A descriptor with an open file description of its own, for one incarnation. The caller closes it."""
@@ -65,6 +77,8 @@ class Image:
         if self._claim >= 0:
             os.close(self._claim)
             self._claim = -1
+        if self.backing is not None:
+            self.backing.close()
 
 
 def open_image(path: Path, *, read_only: bool) -> Image:

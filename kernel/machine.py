@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from kernel.abi.guest_config import GuestConfig
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.hypercalls import ImageProbed, ShutdownReason
 from kernel.abi.ids import DomId, Peer, VbdHandle
 from kernel.abi.log import Log
 from kernel.abi.packet import Packet
@@ -28,7 +28,7 @@ from kernel.manifest import Dom0Manifest, DriverManifest, Heartbeat, Manifest
 from kernel.run_folder import RunFolder
 from kernel.spawn import Child, Zygotes
 
-__all__ = ["DriverDomain", "Guest", "Incarnation", "Machine"]
+__all__ = ["DriverDomain", "Guest", "Incarnation", "Machine", "Probe"]
 
 
 SOFT_RESETS, SOFT_RESETS_PER_S = 40.0, 10.0
@@ -114,6 +114,15 @@ class Guest:
     removed: trio.Event = field(default_factory=trio.Event)
 
 
+@dataclass(eq=False, slots=True)
+class Probe:
+    """A backend was asked to look into an image, and has answered or not."""
+
+    asked: Peer
+    answered: trio.Event = field(default_factory=trio.Event)
+    answer: ImageProbed | None = None
+
+
 @dataclass(slots=True)
 class Machine:
     """All of it. Functions in this package act on it; the rules are in `kernel.core`."""
@@ -137,6 +146,8 @@ class Machine:
     drivers: dict[DomId, DriverDomain] = field(default_factory=dict)
     guests: dict[DomId, Guest] = field(default_factory=dict)
     folders: GuestFolders = field(default_factory=GuestFolders)
+    probes: dict[int, Probe] = field(default_factory=dict)
+    last_probe: int = 0
     stopping: bool = False
 
     def active(self, driver: DomId) -> Peer | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from kernel.abi.guest_config import Cpus
+from kernel.abi.guest_config import Cpus, ImageFormat
 from kernel.abi.ids import Name
 from kernel.core.restart import RestartPolicy
 
@@ -66,6 +66,7 @@ class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     At most one serves the consoles: every guest's.
 
     `address_space` in MiB bounds what it can map, and with it how many vbds a block driver can serve: 13 for each.
+    `format`: of the images that it serves. `program`: one that it runs for that, by a path as a guest's kernel has it.
     """
 
     name: Name
@@ -77,6 +78,8 @@ class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat: Heartbeat = Heartbeat()
     restart: RestartPolicy = RestartPolicy()
     options: dict[str, str | int | float | bool] = {}
+    format: ImageFormat = "raw"
+    program: str = ""
 
 
 class GuestManifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +122,10 @@ def load_manifest(path: Path) -> Manifest:
         manifest = msgspec.convert(tomllib.loads(text), Manifest)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ManifestError(f"{path}: {error}: {DEFAULT_MANIFEST} shows every key") from error
+    for driver in manifest.driver:
+        if driver.format != "raw" and not driver.program:
+            mend = f"name what reads {driver.format}, such as /usr/bin/qemu-storage-daemon"
+            raise ManifestError(f"{path}: driver {driver.name!r} has no program: {mend}")
     names = [driver.name for driver in manifest.driver] + ["dom0", "hypervisor"]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:

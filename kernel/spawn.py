@@ -107,9 +107,11 @@ class Order:
 class Zygotes:
     """All zygotes of a run. `nursery` is where their answers are read."""
 
-    def __init__(self, nursery: trio.Nursery, log: Log) -> None:
+    def __init__(self, nursery: trio.Nursery, log: Log, trees: Sequence[str] = ()) -> None:
+        """`trees`: paths that every domain may see, besides what an interpreter needs."""
         self._nursery = nursery
         self._log = log
+        self._trees = trees
         self._base: _Zygote | None = None
         self._roles: dict[str, _Zygote] = {}
         self._starting: dict[str, trio.Lock] = {}
@@ -176,6 +178,7 @@ class Zygotes:
             ours, theirs = packet.pair()
             with theirs:
                 command = [sys.executable, "-m", "domains.runtime.zygote", "--control", str(theirs.fileno())]
+                command += [word for tree in self._trees for word in ("--tree", tree)]
                 process = subprocess.Popen(
                     command,
                     pass_fds=[theirs.fileno()],

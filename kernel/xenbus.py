@@ -13,6 +13,7 @@ from kernel.abi.upcalls import (
     BackendOffered,
     BackendWithdrawn,
     VbdAttached,
+    VbdBacking,
     VbdConnected,
     VbdDetached,
     VbdImage,
@@ -171,12 +172,15 @@ def _introduce(machine: Machine, vbd: Vbd, backend: Incarnation) -> None:
 
 def _activate(machine: Machine, vbd: Vbd, backend: Incarnation, take_published: bool) -> None:
     """A vbd whose image cannot be opened once more waits, as one without a driver does; others go on."""
+    image = machine.images[vbd.handle]
     try:
-        image = machine.images[vbd.handle].take()
+        if image.backing is not None:
+            post(machine, backend, VbdBacking(vbd.handle), descriptors=(image.backing.take(),))
+        descriptor = image.take()
     except Refused as refusal:
         machine.log.error("vbd.unserved", vbd=vbd.vdev, handle=vbd.handle, backend=str(backend.peer), why=refusal.why)
         return
-    post(machine, backend, VbdImage(vbd.handle), descriptors=(image,))
+    post(machine, backend, VbdImage(vbd.handle), descriptors=(descriptor,))
     _tell(machine, vbd, BackendActive(vbd.handle, backend.peer, take_published))
 
 

@@ -16,9 +16,11 @@ from typer.core import TyperGroup
 from kernel.abi.guest_io import Stream
 from kernel.abi.status import Status
 from triovisor import render
+from triovisor.cli_image import image_app
 from triovisor.client import Client, TvError
 from triovisor.command import BytesSource, Command, DescriptorSource, exit_code, pump
 from triovisor.disks import ConfigError
+from triovisor.overlays import ImageError
 
 __all__ = ["app", "main"]
 
@@ -36,7 +38,7 @@ class _Tv(TyperGroup):
             if sys.stdout:
                 sys.stdout.flush()
             return result
-        except (TvError, ConfigError) as error:
+        except (TvError, ConfigError, ImageError) as error:
             print(f"tv: {error}", file=sys.stderr)
             raise SystemExit(EXIT_REFUSED) from None
         except KeyboardInterrupt:
@@ -56,6 +58,7 @@ app = typer.Typer(
 )
 driver_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Driver domains.")
 app.add_typer(driver_app, name="driver")
+app.add_typer(image_app, name="image")
 
 _RUN_HELP = "Run folder or admin socket. Default: $TRIOVISOR_RUN, or the latest run in $TRIOVISOR_RUNS or ./runs."
 _WAIT_HELP = "Return when it has ended; after a reboot, when it runs again."

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from kernel.abi.guest_config import DiskConfig
+from triovisor.overlays import QCOW2_MAGIC
 
 __all__ = ["ConfigError", "read_disks", "shown"]
 
@@ -18,19 +19,20 @@ SECTOR_BYTES = 512
 MAX_DISKS = 16
 
 _TYPES = get_type_hints(DiskConfig, include_extras=True)
-_KEYS = (*_TYPES, "format")
 _POSITIONS = ("target", "format", "vdev", "access")
 """What the words of an `xl` string without `key=` mean, in order."""
 
 _ACCESS = {"r": "ro", "ro": "ro", "w": "rw", "rw": "rw"}
 _RIGHT = {
-    "target": "the path of a raw image or a block device",
+    "target": "the path of an image or a block device",
     "vdev": '"vda" to "vdp"',
     "access": '"rw" or "ro"',
     "backend": 'the name of a driver domain, such as "blkback"',
-    "format": '"raw", the only one there is',
+    "format": '"raw" or "qcow2"',
+    "backing": "the path of the raw image or block device on which the qcow2 image stands",
 }
-_QCOW2 = b"QFI\xfb"
+_BACKENDS = {"raw": "blkback", "qcow2": "qcowback"}
+"""The driver of the boot manifest that comes with the hypervisor, by format."""
 
 
 class ConfigError(Exception):
@@ -72,22 +74,26 @@ def _disk(entry: Any, folder: Path) -> DiskConfig:
     for key in ("target", "vdev"):
         if key not in table:
             raise ConfigError(f"{key} is missing: add {key}, {_RIGHT[key]}")
-    if table.pop("format", "raw") != "raw":
-        raise ConfigError(f"its format: give {_RIGHT['format']}; qemu-img convert -O raw makes one")
     table["access"] = _ACCESS.get(str(table.get("access", "rw")), table.get("access"))
     for key, value in table.items():
         _check(key, value)
-    target = os.path.normpath(folder / table["target"])
-    _check_image(table["target"], Path(target))
-    return DiskConfig(**{**table, "target": target})
+    format = table.setdefault("format", "raw")
+    table.setdefault("backend", _BACKENDS[format])
+    _check_image("target", table["target"], folder, qcow2=format == "qcow2")
+    if "backing" in table:
+        if format == "raw":
+            raise ConfigError(f"backing = {shown(table['backing'])}: only for format = \"qcow2\": leave it out")
+        _check_image("backing", table["backing"], folder, qcow2=False)
+        table["backing"] = os.path.normpath(folder / table["backing"])
+    return DiskConfig(**{**table, "target": os.path.normpath(folder / table["target"])})
 
 
 def _keyed(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(_KEYS)}"
+        if key not in _TYPES:
+            near = difflib.get_close_matches(key, _TYPES, 1)
+            mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(_TYPES)}"
             raise ConfigError(f"unknown key {key!r}: {mend}")
         if key in table:
             raise ConfigError(f"{key} is given twice: once is enough")
@@ -117,20 +123,29 @@ def _check(key: str, value: Any) -> None:
         raise ConfigError(f"{key} = {shown(value)}: give {_RIGHT[key]}") from error
 
 
-def _check_image(target: str, path: Path) -> None:
+def _check_image(key: str, value: str, folder: Path, *, qcow2: bool) -> None:
     """Early, for a better line than the hypervisor's, which opens the image and knows for certain."""
-    where = f"target = {shown(target)}"
+    where, path = f"{key} = {shown(value)}", Path(os.path.normpath(folder / value))
     try:
         if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISBLK(mode)):
-            raise ConfigError(f"{where}: neither a file nor a block device: give {_RIGHT['target']}")
+            raise ConfigError(f"{where}: neither a file nor a block device: give {_RIGHT[key]}")
         with path.open("rb") as image:
-            magic = image.read(len(_QCOW2))
+            magic = image.read(len(QCOW2_MAGIC))
             size = image.seek(0, os.SEEK_END)
     except FileNotFoundError as error:
-        raise ConfigError(f"{where}: no such file: make one with: qemu-img create -f raw {path} 1G") from error
+        make = f"tv image create {path} --backing RAW" if qcow2 else f"qemu-img create -f raw {path} 1G"
+        raise ConfigError(f"{where}: no such file: make one with: {make}") from error
     except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror}: give {_RIGHT['target']} that you may read") from error
-    if magic == _QCOW2:
-        raise ConfigError(f"{where}: a qcow2 image: make a raw one with: qemu-img convert -O raw {path} {path}.raw")
+        raise ConfigError(f"{where}: {error.strerror}: give {_RIGHT[key]} that you may read") from error
+    if (magic == QCOW2_MAGIC) is not qcow2:
+        raise ConfigError(f"{where}: {_wrong_format(key, path, qcow2=qcow2)}")
     if size < SECTOR_BYTES:
         raise ConfigError(f"{where}: {size} bytes: an image has at least one sector of {SECTOR_BYTES}")
+
+
+def _wrong_format(key: str, path: Path, *, qcow2: bool) -> str:
+    if qcow2:
+        return f'no qcow2 image: leave out format, or make one with: tv image create {path}.qcow2 --backing {path}'
+    if key == "target":
+        return 'a qcow2 image: add format = "qcow2"'
+    return "a qcow2 image: a raw one is what another may stand on"

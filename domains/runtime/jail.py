@@ -32,7 +32,7 @@ __all__ = [
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _STDERR_FILENO = 2
 _ABOVE_ALL = 1 << 30
-_WITHOUT_FILES = ("driver", "native")
+_WITHOUT_FILES = ("driver", "storage", "native")
 
 
 class JailFailed(Exception):
@@ -91,6 +91,7 @@ def prepare(namespaces: Iterable[str], own_uids: bool, proc: int, trees: Iterabl
             "driver": (driver := filter_for("driver")),
             "dom0": driver,
             "native": driver,
+            "storage": filter_for("storage"),
             "guest": filter_for("guest"),
         },
     )

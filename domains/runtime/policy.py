@@ -69,6 +69,16 @@ _DRIVER_CALLS = {
     60, 231,
 }  # fmt: skip
 
+_PROGRAM_CALLS = {
+    # to run it: fork, vfork, execve, arch_prctl (its loader's), wait4, waitid
+    57, 58, 59, 158, 61, 247,
+    # to be reached by it, on a name in the jail's own network namespace: connect, bind, listen
+    42, 49, 50,
+    # QEMU's own: signalfd4
+    289,
+}  # fmt: skip
+_PR_SET_PDEATHSIG = 1
+
 _GUEST_DENIES = {
     # mounts and roots: pivot_root, chroot, mount, umount2, swapon, swapoff, open_tree … fspick, mount_setattr
     155, 161, 165, 166, 167, 168, 428, 429, 430, 431, 432, 433, 442,
@@ -90,13 +100,19 @@ _GUEST_DENIES = {
 }  # fmt: skip
 
 
-def _driver() -> Filter:
+def _driver(*, runs_program: bool) -> Filter:
+    """With `runs_program` it and what it runs are under the one filter."""
     verdicts: dict[int, Verdict] = {number: ALLOW for number in _DRIVER_CALLS}
     verdicts[16] = one_of(1, _DRIVER_IOCTLS, ALLOW, _EPERM)
     verdicts[53] = one_of(0, (_AF_UNIX,), ALLOW, _EPERM)  # socketpair
     verdicts[56] = all_of(0, _CLONE_THREAD, _CLONE_NEW_ANY, ALLOW, _EPERM)
     verdicts[157] = one_of(0, _HARMLESS_PRCTLS, ALLOW, _EPERM)
     verdicts[435] = _ENOSYS
+    if runs_program:
+        verdicts |= {number: ALLOW for number in _PROGRAM_CALLS}
+        verdicts[41] = one_of(0, (_AF_UNIX,), ALLOW, _EPERM)  # socket
+        verdicts[56] = all_of(0, 0, _CLONE_NEW_ANY, ALLOW, _EPERM)
+        verdicts[157] = one_of(0, (*_HARMLESS_PRCTLS, _PR_SET_PDEATHSIG), ALLOW, _EPERM)
     return assemble(verdicts, default=_EPERM, newest=NEWEST)
 
 
@@ -112,4 +128,4 @@ def _guest() -> Filter:
 
 def filter_for(kind: JailKind) -> Filter:
     """The filter of a kind of domain. Assembled anew at each call: keep it."""
-    return _guest() if kind == "guest" else _driver()
+    return _guest() if kind == "guest" else _driver(runs_program=kind == "storage")

@@ -7,24 +7,49 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
+from typing import Protocol
 
 from drivers.blkback.errors import status_of
 from drivers.blkback.ring import BackRing
 from drivers.blkback.zeroes import discard, write_zeroes
 from kernel.abi.io.blkif import Op, RspStatus
 
-__all__ = ["Flusher", "Job"]
+__all__ = ["Done", "Flusher", "Job", "Jobs"]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that moves no data, as it came by `ring`; `offset` and `length` in bytes."""
+    """A request, as it came by `ring` or from a storage daemon; `offset`, `length` and `place` in bytes."""
 
-    ring: BackRing
+    ring: BackRing | None
     ident: int
     op: int
     offset: int
     length: int
+    place: int = 0
+
+    def data(self) -> memoryview:
+        """Of a transfer: where its data is, or is to be. Of a ring that is gone, nowhere: memory of no consequence."""
+        assert self.ring is not None
+        try:
+            view = self.ring.in_view if self.op == Op.READ else self.ring.out_view
+            return view[self.place : self.place + self.length]
+        except ValueError:
+            return memoryview(bytearray(self.length))
+
+
+Done = Callable[[list[Job], int], None]
+"""Gets jobs and their status, on whichever thread did them."""
+
+
+class Jobs(Protocol):
+    """Who does jobs, beside the data loop. Neither call waits."""
+
+    def submit(self, job: Job) -> None:
+        """Do it."""
+
+    def close(self) -> None:
+        """Give back what is held."""
 
 
 class Flusher:
@@ -33,8 +58,8 @@ class Flusher:
     At most a ring's worth of jobs can wait.
     """
 
-    def __init__(self, image: int, done: Callable[[list[Job], int], None]) -> None:
-        """Takes over the descriptor. `done` gets jobs and their status, on this thread."""
+    def __init__(self, image: int, done: Done) -> None:
+        """Takes over the descriptor. `done` is called on this thread."""
         self._image = image
         self._done = done
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()

@@ -10,24 +10,28 @@ from domains.runtime.data_loop import DataLoop
 from domains.runtime.faults import FaultPoints
 from drivers.blkback.backend import Disk, FrontendBroken, decide
 from drivers.blkback.errors import status_of
-from drivers.blkback.flusher import Flusher, Job
+from drivers.blkback.flusher import Done, Flusher, Job, Jobs
 from drivers.blkback.misbehave import misbehave
 from drivers.blkback.ring import BackRing
 from kernel.abi.ids import VbdHandle
 from kernel.abi.io.blkif import Op, RspStatus
 from kernel.abi.io.ring import Unsealed
 
-__all__ = ["OnFault", "ServeLoop"]
+__all__ = ["OnFault", "Opener", "ServeLoop"]
 
 OnFault = Callable[[VbdHandle, str, str], None]
 """`(handle, what, evidence)`: the frontend of that vbd broke the rules."""
+
+Opener = Callable[[Done], Jobs]
+"""Makes who does all jobs of a vbd whose image is no raw one."""
 
 BATCH, BATCH_BYTES = 8, 65536
 """Requests of one vbd in a turn, and how much data makes a request count for a batch of its own: then the frontend is
 told, and others have their turn."""
 
 _preadv, _pwritev = os.preadv, os.pwritev
-_READ, _WRITE, _OK = int(Op.READ), int(Op.WRITE), int(RspStatus.OK)
+_READ, _OK = int(Op.READ), int(RspStatus.OK)
+_TRANSFERS = frozenset({_READ, int(Op.WRITE)})
 
 
 class _Served:
@@ -38,7 +42,8 @@ class _Served:
         self.disk = Disk(0, True, 0)
         self.ring: BackRing | None = None
         self.image = -1
-        self.flusher: Flusher | None = None
+        self.jobs: Jobs | None = None
+        self.has_image = False
         self.batch = BATCH
         self.flush_failed = self.untold = _OK
         """How the last flush that failed did; and the same, until it is told on the ring in use."""
@@ -57,7 +62,7 @@ class ServeLoop:
         self._loop = DataLoop("blkback", self)
         self._vbds: dict[VbdHandle, _Served] = {}
         self._serving: list[_Served] = []
-        self._flushed: deque[tuple[_Served, list[Job], int]] = deque()
+        self._done: deque[tuple[_Served, list[Job], int]] = deque()
 
     def start(self) -> None:
         """Begin to serve."""
@@ -99,9 +104,9 @@ class ServeLoop:
             os.close(in_fd)
         self._loop.submit(partial(self._connect, handle, Disk(sectors, read_only, ring.size_bytes), ring))
 
-    def activate(self, handle: VbdHandle, image_fd: int) -> None:
-        """Serve the vbd from this image, whose descriptor is ours from now on (`VbdImage`)."""
-        self._loop.submit(partial(self._activate, handle, image_fd))
+    def activate(self, handle: VbdHandle, image: int | Opener) -> None:
+        """Serve the vbd from this image (`VbdImage`): a raw one by its descriptor, which is ours from now on."""
+        self._loop.submit(partial(self._activate, handle, image))
 
     def disconnect(self, handle: VbdHandle) -> None:
         """Forget the vbd, its ring and its image (`VbdDetached`)."""
@@ -120,12 +125,16 @@ class ServeLoop:
         self._find_serving()
         self._loop.watch(ring.doorbell.fileno(), partial(self._rung, ring))
 
-    def _activate(self, handle: VbdHandle, image: int) -> None:
+    def _activate(self, handle: VbdHandle, image: int | Opener) -> None:
         if self._faults is not None:
             self._faults.hit("activate")
         vbd = self._vbds.setdefault(handle, _Served(handle))
         self._drop_image(vbd)
-        vbd.image = image
+        vbd.has_image = True
+        if isinstance(image, int):
+            vbd.image = image
+        else:
+            vbd.jobs = image(partial(self._are_done, vbd))
         self._find_serving()
 
     def _disconnect(self, handle: VbdHandle) -> None:
@@ -137,11 +146,11 @@ class ServeLoop:
 
     def _find_serving(self) -> None:
         """Those with both ring and image. A new list, since the loop may be on its way through the old one."""
-        self._serving = [vbd for vbd in self._vbds.values() if vbd.ring is not None and vbd.image >= 0]
+        self._serving = [vbd for vbd in self._vbds.values() if vbd.ring is not None and vbd.has_image]
 
     def _misbehave(self, what: str) -> None:
         """Whoever lied on a ring serves it no more: its next true word could hide the lie, or accuse the other end."""
-        lying = [vbd for vbd in self._vbds.values() if vbd.ring is not None and vbd.image >= 0]
+        lying = self._serving
         misbehave(what, [vbd.ring for vbd in lying if vbd.ring is not None])
         for vbd in lying:
             self._drop_ring(vbd)
@@ -154,12 +163,12 @@ class ServeLoop:
             self._find_serving()
 
     def _drop_image(self, vbd: _Served) -> None:
-        """Close the image, or leave that to the thread that may be flushing it."""
-        if vbd.flusher is not None:
-            vbd.flusher.close()
+        """Close the image, or leave that to the thread that may be at work on it."""
+        if vbd.jobs is not None:
+            vbd.jobs.close()
         elif vbd.image >= 0:
             os.close(vbd.image)
-        vbd.image, vbd.flusher = -1, None
+        vbd.image, vbd.jobs, vbd.has_image = -1, None, False
 
     def _rung(self, ring: BackRing) -> None:
         """The loop is awake, and will look at its rings."""
@@ -167,10 +176,10 @@ class ServeLoop:
             self._loop.unwatch(ring.doorbell.fileno())
 
     def serve(self) -> bool:
-        """For the loop: what flushers have done, and a turn of each vbd."""
+        """For the loop: what was done beside it, and a turn of each vbd."""
         found = False
-        while self._flushed:
-            self._answer_flushes(*self._flushed.popleft())
+        while self._done:
+            self._answer_jobs(*self._done.popleft())
             found = True
         for vbd in self._serving:
             try:
@@ -185,7 +194,7 @@ class ServeLoop:
         for vbd in self._serving:
             if vbd.ring is not None and not vbd.ring.park():
                 return 0
-        return 0 if self._flushed else None
+        return 0 if self._done else None
 
     def _do_requests(self, vbd: _Served) -> bool:
         """A batch of one vbd's requests. False when there are none."""
@@ -200,15 +209,15 @@ class ServeLoop:
                 faults.hit("request")
             ident, op, _, length, sector, place = request
             status = decide(request, disk)
+            if status == _OK and (image < 0 or op not in _TRANSFERS):
+                self._hand_over(vbd, Job(ring, ident, op, sector << 9, length, place))
+                continue
             if status == _OK:
                 try:
                     if op == _READ:
                         done = _preadv(image, [ring.in_view[place : place + length]], sector << 9)
-                    elif op == _WRITE:
-                        done = _pwritev(image, [ring.out_view[place : place + length]], sector << 9)
                     else:
-                        self._hand_over(vbd, Job(ring, ident, op, sector << 9, length))
-                        continue
+                        done = _pwritev(image, [ring.out_view[place : place + length]], sector << 9)
                     if done != length:
                         status = _finish(image, ring, request, done)
                 except OSError as error:
@@ -232,16 +241,16 @@ class ServeLoop:
             ring.doorbell.ring()
 
     def _hand_over(self, vbd: _Served, job: Job) -> None:
-        if vbd.flusher is None:
-            vbd.flusher = Flusher(vbd.image, partial(self._flusher_has_done, vbd))
-        vbd.flusher.submit(job)
+        if vbd.jobs is None:
+            vbd.jobs = Flusher(vbd.image, partial(self._are_done, vbd))
+        vbd.jobs.submit(job)
 
-    def _flusher_has_done(self, vbd: _Served, jobs: list[Job], status: int) -> None:
-        """On the flusher's thread: the loop finds it at its next look, at the latest when it is woken."""
-        self._flushed.append((vbd, jobs, status))
+    def _are_done(self, vbd: _Served, jobs: list[Job], status: int) -> None:
+        """On the thread that did them: the loop finds it at its next look, at the latest when it is woken."""
+        self._done.append((vbd, jobs, status))
         self._loop.wake()
 
-    def _answer_flushes(self, vbd: _Served, jobs: list[Job], status: int) -> None:
+    def _answer_jobs(self, vbd: _Served, jobs: list[Job], status: int) -> None:
         """Answer those that the ring in use has asked for. An earlier ring is gone, and nobody waits there.
 
         A failed flush is told once on each ring: the kernel tells a write-back error once, and whoever was to pass it

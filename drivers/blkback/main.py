@@ -1,10 +1,11 @@
-"""The block back end: raw images behind the vbds of any number of guests.
+"""The block back end: images behind the vbds of any number of guests.
 
 Trio takes upcalls; the rings are served by a loop of their own, in a thread beside it.
 """
 
 import socket
 import threading
+from typing import Protocol
 
 import msgspec
 import trio
@@ -14,7 +15,7 @@ from domains.runtime.faults import FaultPoints
 from domains.runtime.numbers import Numbers
 from domains.runtime.threads import share_one_arena
 from domains.runtime.turn import wait_turn
-from drivers.blkback.loop import ServeLoop
+from drivers.blkback.loop import Opener, ServeLoop
 from kernel.abi.hypercalls import (
     Access,
     EvtchnBindInterdomain,
@@ -26,9 +27,18 @@ from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, VbdHandle
 from kernel.abi.packet import close_all
 from kernel.abi.roles import DriverStart
 from kernel.abi.status import Refused
-from kernel.abi.upcalls import Misbehave, ShutdownRequested, VbdAttached, VbdDetached, VbdImage, VbdRing
+from kernel.abi.upcalls import (
+    ImageProbe,
+    Misbehave,
+    ShutdownRequested,
+    VbdAttached,
+    VbdBacking,
+    VbdDetached,
+    VbdImage,
+    VbdRing,
+)
 
-__all__ = ["REHEARSAL", "main"]
+__all__ = ["REHEARSAL", "Blkback", "Formatted", "main", "spare_address_space"]
 
 STACK_BYTES = 512 << 10
 """Of a thread's. Each vbd that flushes has one, and a thousand of the usual 8 MiB are no address space to spare."""
@@ -42,9 +52,8 @@ REHEARSAL = (
 
 
 async def main(domain: Domain) -> None:
-    """Serve until the hypervisor ends us."""
-    threading.stack_size(STACK_BYTES)
-    share_one_arena()
+    """Serve raw images until the hypervisor ends us."""
+    spare_address_space()
     start = msgspec.msgpack.decode(domain.config, type=DriverStart)
     async with trio.open_nursery() as nursery:
         backend = Blkback(domain, nursery, faults_allowed=start.faults)
@@ -52,13 +61,35 @@ async def main(domain: Domain) -> None:
         nursery.cancel_scope.cancel()
 
 
+def spare_address_space() -> None:
+    """Have threads take little of it."""
+    threading.stack_size(STACK_BYTES)
+    share_one_arena()
+
+
+class Formatted(Protocol):
+    """Who knows images that are not raw."""
+
+    def stands_on(self, handle: VbdHandle, backing: int) -> None:
+        """What the vbd's next image stands on. The descriptor is given away."""
+
+    def opener(self, vbd: VbdAttached, image: int) -> Opener:
+        """How the loop opens the vbd's image. The descriptor is given away."""
+
+    async def probe(self, number: int, image: int) -> None:
+        """Look into an image, and tell the hypervisor. The descriptor is given away."""
+
+
 class Blkback:
     """What the hypervisor says, handed to the loop; what the loop finds, told to the hypervisor."""
 
-    def __init__(self, domain: Domain, nursery: trio.Nursery, *, faults_allowed: bool) -> None:
+    def __init__(
+        self, domain: Domain, nursery: trio.Nursery, *, faults_allowed: bool, formatted: Formatted | None = None
+    ) -> None:
         self._domain = domain
         self._nursery = nursery
         self._faults_allowed = faults_allowed
+        self._formatted = formatted
         self._points = FaultPoints()
         self._attached: dict[VbdHandle, VbdAttached] = {}
         self._frontends: dict[VbdHandle, Peer] = {}
@@ -94,8 +125,14 @@ class Blkback:
                 self._attached[handle] = message
             case VbdRing():
                 await self._connect(message)
-            case VbdImage(handle=handle):
+            case VbdImage(handle=handle) if self._formatted is None:
                 self.loop.activate(handle, descriptors.pop(0))
+            case VbdImage(handle=handle) if self._formatted is not None:
+                self.loop.activate(handle, self._formatted.opener(self._attached[handle], descriptors.pop(0)))
+            case VbdBacking(handle=handle) if self._formatted is not None:
+                self._formatted.stands_on(handle, descriptors.pop(0))
+            case ImageProbe(probe=number) if self._formatted is not None:
+                self._nursery.start_soon(self._formatted.probe, number, descriptors.pop(0))
             case VbdDetached(handle=handle):
                 self._detach(handle)
             case Misbehave(what=what, count=count) if self._faults_allowed:

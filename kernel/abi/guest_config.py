@@ -18,6 +18,7 @@ __all__ = [
     "DomainState",
     "DriverInfo",
     "GuestConfig",
+    "ImageFormat",
     "VbdInfo",
 ]
 
@@ -43,14 +44,20 @@ class Action(enum.StrEnum):
     PRESERVE = "preserve"
 
 
+ImageFormat = Literal["raw", "qcow2"]
+
+
 class DiskConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """One virtual block device: `target`, a raw image or a block device of the host's; `vdev` as the guest names it;
-    `access`; `backend`, a driver domain."""
+    """One virtual block device: `target`, an image or a block device of the host's; `vdev` as the guest names it;
+    `access`; `backend`, a driver domain that serves this `format`; `backing`, the raw image or block device on which a
+    qcow2 image stands, which is only read: the name that the image itself has for it opens nothing."""
 
     target: Path
     vdev: Annotated[str, Meta(pattern=r"^vd[a-p]\Z")]
     access: Literal["rw", "ro"] = "rw"
     backend: Name = "blkback"
+    format: ImageFormat = "raw"
+    backing: Path | None = None
 
 
 class GuestConfig(Struct, forbid_unknown_fields=True, frozen=True):

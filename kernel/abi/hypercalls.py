@@ -14,7 +14,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from kernel.abi.guest_config import GuestConfig
-from kernel.abi.ids import U32, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
+from kernel.abi.ids import U32, U63, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 
 __all__ = [
     "DESCRIPTORS",
@@ -36,6 +36,7 @@ __all__ = [
     "GnttabGrant",
     "GnttabMap",
     "Hypercall",
+    "ImageProbed",
     "PauseDone",
     "Pong",
     "SchedShutdown",
@@ -333,6 +334,21 @@ class XenbusStalled(Struct, tag=0x2D, array_like=True, frozen=True, forbid_unkno
     backend: Peer
 
 
+class ImageProbed(Struct, tag=0x2E, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `ImageProbe`: a disk of `size_bytes`, that stands on what the image calls `backing`, "" for nothing; or
+    `why` it cannot be served.
+
+    Caller:  a backend. No answer.
+    Promise: a backend that lies harms the vbds that it would serve, and nobody else.
+    Fault:   none; a wrong `probe` counts as silence.
+    """
+
+    probe: U32
+    size_bytes: U63 = 0
+    backing: Annotated[str, Meta(max_length=4096)] = ""
+    why: Detail = ""
+
+
 class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Create a guest and start it.
 
@@ -475,6 +491,7 @@ Hypercall = (
     | ConsoleConnect
     | ConsoleFault
     | XenbusStalled
+    | ImageProbed
     | DomctlCreate
     | DomctlDestroy
     | DomctlShutdown

@@ -19,10 +19,12 @@ class Dom0Start(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DriverStart(Struct, frozen=True, forbid_unknown_fields=True):
-    """A driver domain. `faults` allows `Misbehave`. `options` are the manifest's own words for this driver."""
+    """A driver domain. `faults` allows `Misbehave`. `options` are the manifest's own words for this driver. `program`:
+    one that it may run, by the path that it has in the jail; "" for none."""
 
     faults: bool
     options: dict[str, str | int | float | bool] = {}
+    program: str = ""
 
 
 class GuestVbd(Struct, frozen=True, forbid_unknown_fields=True):

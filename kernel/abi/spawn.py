@@ -28,7 +28,7 @@ CONTROL = "control"
 STDERR = "stderr"
 """Name of a descriptor that also becomes the child's standard error. Without it that is `/dev/null`."""
 
-JailKind = Literal["driver", "dom0", "guest", "native"]
+JailKind = Literal["driver", "storage", "dom0", "guest", "native"]
 JailLevel = Literal["full", "reduced", "none"]
 """`none` is a zygote's own: it has to clone and to mount."""
 
@@ -46,7 +46,8 @@ class Identity(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
 class Jail(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """What a child may see and use. Sizes in bytes; 0 means *none of it*, except where a field says otherwise.
 
-    A `driver` and a `native` guest have no /proc and nothing that can be written: asking for it is refused.
+    A `driver` and a `native` guest have no /proc and nothing that can be written: asking for it is refused. `storage`
+    is a driver that may besides run a program of the host's, in its own jail.
     """
 
     kind: JailKind

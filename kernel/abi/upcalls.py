@@ -19,6 +19,7 @@ __all__ = [
     "ConsoleRing",
     "DriverGivenUp",
     "EvtchnConnected",
+    "ImageProbe",
     "Misbehave",
     "PauseRequested",
     "PeerDied",
@@ -30,6 +31,7 @@ __all__ = [
     "SoftReset",
     "Upcall",
     "VbdAttached",
+    "VbdBacking",
     "VbdConnected",
     "VbdDetached",
     "VbdImage",
@@ -141,6 +143,19 @@ class VbdDetached(Struct, tag=0x93, array_like=True, frozen=True, forbid_unknown
     handle: VbdHandle
 
 
+class ImageProbe(Struct, tag=0x94, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a backend: look into this image, which may become a vbd's, and say `ImageProbed`. Carries one descriptor,
+    which can only be read. An image is a stranger's work: who looks into one does it in a jail."""
+
+    probe: U32
+
+
+class VbdBacking(Struct, tag=0x95, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a backend: what the vbd's image stands on, one descriptor that can only be read. The `VbdImage` follows."""
+
+    handle: VbdHandle
+
+
 class BackendOffered(Struct, tag=0x98, array_like=True, frozen=True, forbid_unknown_fields=True):
     """To a frontend: an incarnation that serves this vbd, or stands by to. Make a ring for it: `XenbusConnect`."""
 
@@ -227,6 +242,8 @@ Upcall = (
     | VbdRing
     | VbdImage
     | VbdDetached
+    | ImageProbe
+    | VbdBacking
     | BackendOffered
     | VbdConnected
     | BackendActive
@@ -238,5 +255,11 @@ Upcall = (
     | Misbehave
 )
 
-DESCRIPTORS: dict[type[Struct], int] = {EvtchnConnected: 1, VbdImage: 1, AdminConnection: 1}
+DESCRIPTORS: dict[type[Struct], int] = {
+    EvtchnConnected: 1,
+    VbdImage: 1,
+    ImageProbe: 1,
+    VbdBacking: 1,
+    AdminConnection: 1,
+}
 """Descriptors that ride along with a message. A `Reply` says its own number."""

@@ -31,6 +31,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.ConsoleConnect: frozenset({Kind.GUEST}),
     h.ConsoleFault: frozenset({Kind.GUEST, Kind.DRIVER}),
     h.XenbusStalled: frozenset({Kind.GUEST}),
+    h.ImageProbed: frozenset({Kind.DRIVER}),
     h.DomctlCreate: _DOM0,
     h.DomctlDestroy: _DOM0,
     h.DomctlShutdown: _DOM0,

@@ -75,10 +75,10 @@ PARTS: tuple[Part, ...] = (
     Part("gcc", programs.program("gcc"), "guest programs cannot be built anew",
          _package("gcc musl-tools linux-libc-dev"), optional=True),
     Part("mke2fs", programs.program("mke2fs"), "no ext4 image can be made, and so no demo", _package("e2fsprogs")),
-    Part("qemu-img", programs.program("qemu-img"), "no check that QEMU respects our image locks",
+    Part("qemu-img", programs.program("qemu-img"), "no overlay can be made: tv image needs it",
          _package("qemu-utils"), optional=True),
-    Part("qemu-storage-daemon", programs.program("qemu-storage-daemon"), "make bench has no peer to compare with",
-         f"{PROVISION} --bench", optional=True),
+    Part("qemu-storage-daemon", programs.program("qemu-storage-daemon"), "no disk in qcow2 can be served",
+         _package("qemu-system-common"), optional=True),
     Part("py-spy", programs.py_spy, "a hung driver is ended without a sample of where it hung",
          "python -m pip install py-spy"),
 )

@@ -1,14 +1,18 @@
 """The boot manifest: the default is whole, and every mistake is one line with a mend."""
 
+from pathlib import Path
+
 import pytest
 
-from kernel.manifest import DEFAULT_MANIFEST, Device, ManifestError, load_manifest, parse_cpus
+from kernel.manifest import DEFAULT_MANIFEST, Device, DriverManifest, ManifestError, load_manifest, parse_cpus
 
 
 def test_the_default_manifest_says_what_the_code_would_do_without_it():
     manifest = load_manifest(DEFAULT_MANIFEST)
-    disks, consoles = manifest.driver
-    assert (disks.name, disks.role, disks.standby) == ("blkback", "drivers.blkback.main", True)
+    raw, qcow2, consoles = manifest.driver
+    assert raw == DriverManifest("blkback", "drivers.blkback.main")
+    assert (qcow2.name, qcow2.role, qcow2.format) == ("qcowback", "drivers.blkback.qcow2", "qcow2")
+    assert Path(qcow2.program).name == "qemu-storage-daemon"
     assert (consoles.role, consoles.device, consoles.standby) == ("drivers.console.main", Device.CONSOLE, False)
     assert manifest.faults is False
 
@@ -30,6 +34,8 @@ def test_the_default_manifest_says_what_the_code_would_do_without_it():
             "{name = 'b', role = 'x', device = 'console', standby = false}]\n",
             "one driver at most",
         ),
+        ("driver = [{name = 'b', role = 'x', format = 'vmdk'}]\n", "$.driver[0].format"),
+        ("driver = [{name = 'b', role = 'x', format = 'qcow2'}]\n", "'b' has no program"),
         ("driver = [{name = 'b', role = 'x', restart = {max_deaths = 0}}]\n", "max_deaths"),
     ],
 )

@@ -89,6 +89,8 @@ def manifest(
     heartbeat: str = "{ interval_s = 0.1, deadline_s = 1.0 }",
     address_space: int = 16384,
     options: str = "{}",
+    image_format: str = "raw",
+    program: str = "",
     guests: str = "",
     native: str = "",
     shutdown_grace_s: float = 5.0,
@@ -108,6 +110,9 @@ restart = {restart}
 heartbeat = {heartbeat}
 address_space = {address_space}
 options = {options}
+format = "{image_format}"
+program = "{program}"
+
 {CONSOLE.format(restart=console_restart) if console else ""}
 [guests]
 {guests}

@@ -155,7 +155,12 @@ def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
         (NAME + 'disk = ["a.img"]', 'disk 1: vdev is missing: add vdev, "vda" to "vdp"'),
         (NAME + 'disk = ["vdev=vda"]', "disk 1: target is missing"),
         (NAME + 'disk = ["a.img,raw,vda,rw,more"]', "too many words"),
-        (NAME + 'disk = ["a.img,qcow2,vda"]', 'give "raw"'),
+        (NAME + 'disk = ["a.img,vmdk,vda"]', 'disk 1: format = "vmdk": give "raw" or "qcow2"'),
+        (NAME + 'disk = ["a.img,qcow2,vda"]', "no qcow2 image: leave out format, or make one with: tv image create"),
+        (NAME + 'disk = ["no.img,qcow2,vda"]', "no such file: make one with: tv image create"),
+        (NAME + 'disk = ["a.img,raw,vda,backing=b.img"]', 'backing = "b.img": only for format = "qcow2"'),
+        (NAME + 'disk = ["disk.qcow2,qcow2,vda,backing=no.img"]', 'backing = "no.img": no such file'),
+        (NAME + 'disk = ["disk.qcow2,qcow2,vda,backing=disk.qcow2"]', "a raw one is what another may stand on"),
         (NAME + 'disk = ["a.img,raw,xvda"]', 'disk 1: vdev = "xvda": give "vda" to "vdp"'),
         (NAME + 'disk = ["a.img,raw,vda,maybe"]', 'disk 1: access = "maybe": give "rw" or "ro"'),
         (NAME + 'disk = ["a.img,raw,vda,vdev=vdb"]', "vdev is given twice"),
@@ -164,8 +169,8 @@ def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
         (NAME + 'disk = ["no.img,raw,vda"]', "qemu-img create -f raw"),
         (NAME + 'disk = [".,raw,vda"]', "neither a file nor a block device"),
         (NAME + 'disk = ["tiny.img,raw,vda"]', "511 bytes: an image has at least one sector of 512"),
-        (NAME + 'disk = ["disk.qcow2,raw,vda"]', "qemu-img convert -O raw"),
-        (NAME + '[[disk]]\ntarget = 7\nvdev = "vda"', "disk 1: target = 7: give the path of a raw image"),
+        (NAME + 'disk = ["disk.qcow2,raw,vda"]', 'disk 1: target = "disk.qcow2": a qcow2 image: add format = "qcow2"'),
+        (NAME + '[[disk]]\ntarget = 7\nvdev = "vda"', "disk 1: target = 7: give the path of an image"),
         (
             NAME + '[[disk]]\ntarget = "a.img"\nvdev = "vda"\naccess = ["rw"]',
             'disk 1: access = ["rw"]: give "rw" or "ro"',
@@ -175,6 +180,20 @@ def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
 )
 def test_a_mistake_is_one_line_with_its_mend(folder, text, line):
     assert line in mistake(folder, text)
+
+
+def test_a_qcow2_image_is_served_by_its_own_driver_unless_another_is_named(folder):
+    disk = DiskConfig(
+        target=str(folder / "disk.qcow2"),
+        vdev="vda",
+        backend="qcowback",
+        format="qcow2",
+        backing=str(folder / "a.img"),
+    )
+    text = NAME + '[[disk]]\ntarget = "disk.qcow2"\nvdev = "vda"\nformat = "qcow2"\nbacking = "a.img"\n'
+    assert load(write(folder, text)).disk == [disk]
+    text = NAME + 'disk = ["disk.qcow2,qcow2,vda,backing=a.img,backend=mine"]'
+    assert load(write(folder, text)).disk[0].backend == "mine"
 
 
 def test_more_disks_than_a_guest_can_have_are_refused(folder):

@@ -1,4 +1,4 @@
-"""`python -m triovisor.provision [--bench] [--check]`: bring what guests need, and say what was done."""
+"""`python -m triovisor.provision [--check]`: bring what guests need, and say what was done."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from kernel.abi.cache import cache_root
 from triovisor.provision.files import SetupError, exit_status
 from triovisor.provision.initramfs import build_initramfs
 from triovisor.provision.lpj import provide_lpj
-from triovisor.provision.packages import BASE, BENCH, install_packages, missing_packages, unpack_missing
+from triovisor.provision.packages import BASE, install_packages, missing_packages, unpack_missing
 from triovisor.provision.programs import build_programs
 
 __all__ = ["main"]
@@ -16,16 +16,14 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """0: everything is there. 1: something is not, and one line on stderr says what mends it. 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m triovisor.provision", description=__doc__)
-    parser.add_argument("--bench", action="store_true", help="also the peer that `make bench` measures against")
     parser.add_argument("--check", action="store_true", help="only look whether the packages are there")
     options = parser.parse_args(arguments)
-    return exit_status("provision", lambda: provide(bench=options.bench, check=options.check))
+    return exit_status("provision", lambda: provide(check=options.check))
 
 
-def provide(*, bench: bool, check: bool) -> None:
+def provide(*, check: bool) -> None:
     """All steps, in order; each says what it found or did. Raises SetupError at the first that cannot be done."""
-    wanted = BASE + BENCH if bench else BASE
-    missing = missing_packages(wanted)
+    missing = missing_packages(BASE)
     names = " ".join(package.name for package in missing)
     if missing and check:
         raise SetupError(f"missing packages; run: apt-get install {names}")
@@ -34,8 +32,8 @@ def provide(*, bench: bool, check: bool) -> None:
         install_packages(missing)
     elif missing:
         _say("packages", f"unpacking into {cache_root()}: {names}")
-        unpack_missing(wanted)
-    _say("packages", f"{len(wanted)} there, {len(missing)} of them new")
+        unpack_missing(BASE)
+    _say("packages", f"{len(BASE)} there, {len(missing)} of them new")
     if check:
         return
     programs, compiled = build_programs()

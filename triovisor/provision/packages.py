@@ -13,7 +13,7 @@ from kernel.abi.cache import find_file, find_program, unpacked_packages
 from triovisor.provision.files import SetupError, is_static
 from triovisor.provision.unpacked import locked
 
-__all__ = ["BASE", "BENCH", "Package", "install_packages", "missing_packages", "unpack_missing"]
+__all__ = ["BASE", "Package", "install_packages", "missing_packages", "unpack_missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Package:
 BASE = (
     Package("user-mode-linux", "linux.uml", "the guest kernel"),
     Package("busybox-static", "busybox", "the guest's shell and tools", is_static),
-    Package("qemu-utils", "qemu-img", "disk images"),
+    Package("qemu-utils", "qemu-img", "overlays over disk images"),
+    Package("qemu-system-common", "qemu-storage-daemon", "reads them"),
     Package("e2fsprogs", "mke2fs", "file systems on them"),
     Package("gcc", "gcc", "compiles the guest's programs"),
     Package("musl-tools", "musl-gcc", "what they are linked with"),
     Package("linux-libc-dev", "/usr/include/linux/aio_abi.h", "headers for them"),
 )
-BENCH = (Package("qemu-system-common", "qemu-storage-daemon", "the peer that `make bench` measures against"),)
 
 LOCK_TIMEOUT_S = 300
 """Another apt at work is waited for: on a fresh machine that is the unattended upgrade."""

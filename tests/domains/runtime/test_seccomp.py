@@ -58,7 +58,7 @@ def test_all_of_wants_one_bit_and_forbids_others(required, argument):
     assert verdict(program, 5, argument) == (ALLOW if allowed else EPERM)
 
 
-@pytest.mark.parametrize("kind", ["driver", "dom0", "guest", "native"])
+@pytest.mark.parametrize("kind", ["driver", "storage", "dom0", "guest", "native"])
 def test_the_calls_of_a_foreign_abi_kill(kind):
     program = filter_for(kind)
     assert verdict(program, 0, arch=I386) == KILL
@@ -66,7 +66,7 @@ def test_the_calls_of_a_foreign_abi_kill(kind):
     assert verdict(program, 0xFFFF_FFFF) == KILL
 
 
-@pytest.mark.parametrize("kind", ["driver", "guest", "native"])
+@pytest.mark.parametrize("kind", ["driver", "storage", "guest", "native"])
 def test_a_call_that_nobody_has_looked_at_does_not_exist(kind):
     assert verdict(filter_for(kind), NEWEST + 1) == ENOSYS
 
@@ -77,6 +77,19 @@ def test_a_driver_or_program_may_start_threads_and_not_processes(kind):
     pthread, fork, vfork = 0x3D_0F00, 0x0120_0011, 0x4111
     assert [verdict(program, 56, flags) for flags in (pthread, fork, vfork)] == [ALLOW, EPERM, EPERM]
     assert verdict(program, 56, pthread | 0x0002_0000) == EPERM, "a thread in a new mount namespace"
+
+
+def test_a_storage_driver_alone_may_run_a_program_and_gets_no_more_for_it():
+    driver, storage = filter_for("driver"), filter_for("storage")
+    execve, socket, clone, prctl = 59, 41, 56, 157
+    assert (verdict(driver, execve), verdict(storage, execve)) == (EPERM, ALLOW)
+    af_unix, af_inet, af_netlink = 1, 2, 16
+    assert [verdict(storage, socket, family) for family in (af_unix, af_inet, af_netlink)] == [ALLOW, EPERM, EPERM]
+    assert [verdict(storage, clone, flags) for flags in (0x0120_0011, 0x4111, 0x1000_0011)] == [ALLOW, ALLOW, EPERM]
+    pdeathsig, dumpable = 1, 4
+    assert [verdict(storage, prctl, option) for option in (pdeathsig, dumpable)] == [ALLOW, EPERM]
+    differ = {number for number in range(NEWEST + 1) if verdict(driver, number) != verdict(storage, number)}
+    assert differ == {56, 57, 58, 59, 158, 61, 247, 42, 49, 50, 289}
 
 
 def test_a_guest_may_start_processes_and_not_namespaces():

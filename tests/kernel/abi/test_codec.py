@@ -10,7 +10,17 @@ from kernel.abi import hypercalls as h
 from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode, pack_batches
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
-from kernel.abi.upcalls import DriverGivenUp, PauseRequested, PeerReset, Reply, ReplyPart, SoftReset, Upcall
+from kernel.abi.upcalls import (
+    DriverGivenUp,
+    ImageProbe,
+    PauseRequested,
+    PeerReset,
+    Reply,
+    ReplyPart,
+    SoftReset,
+    Upcall,
+    VbdBacking,
+)
 
 PEER = Peer(DomId(3), Generation(2))
 
@@ -22,6 +32,9 @@ GOLDEN = {
     h.DomctlUnpause(RequestId(1), DomId(3)): "91 93350103",
     h.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
     PauseRequested(7, True): "91 93cc8507c3",
+    ImageProbe(7): "91 92cc9407",
+    VbdBacking(VbdHandle(7)): "91 92cc9507",
+    h.ImageProbed(7, 512, "b", "x"): "91 952e07cd0200a162a178",
     DriverGivenUp("blk", 6, ("web",)): "91 94cca1a3626c6b0691a3776562",
     h.SchedSoftReset("x"): "91 9211a178",
     h.GnttabMap(RequestId(1), PEER, GrantRef(5), h.Access.READ): "91 952101920302 0501".replace(" ", ""),

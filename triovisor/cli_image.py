@@ -1,0 +1,64 @@
+"""`tv image`: overlays over raw images. It needs no hypervisor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from triovisor import overlays, render
+from triovisor.overlays import ImageError
+
+__all__ = ["image_app"]
+
+image_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Copy-on-write overlays over raw images.")
+
+_BACKING_HELP = "The raw image or block device that it stands on."
+
+Overlay = Annotated[Path, typer.Argument(metavar="OVERLAY", help="An image in qcow2.")]
+Backing = Annotated[Path, typer.Option("--backing", metavar="RAW", help=_BACKING_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@image_app.command()
+def create(
+    overlay: Overlay,
+    backing: Backing,
+    size: Annotated[str | None, typer.Option(metavar="SIZE", help="Of its disk, such as 10G. Default: RAW's.")] = None,
+) -> None:
+    """Make an overlay: it takes what a guest writes, and RAW stays as it is."""
+    made = overlays.create(overlay, backing, None if size is None else overlays.parse_size(size))
+    print(f"created {overlay}, a disk of {made.size_bytes} bytes")
+
+
+@image_app.command()
+def info(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image, raw or in qcow2.")], json: Json = False
+) -> None:
+    """Tell about an image, also about one that is in use."""
+    found = overlays.info(image)
+    values = msgspec.structs.asdict(found)
+    print(msgspec.json.encode(values).decode() if json else render.pairs(values))
+
+
+@image_app.command()
+def commit(overlay: Overlay, backing: Backing) -> None:
+    """Write what an overlay holds into RAW, and empty it. No guest may use either."""
+    overlays.commit(overlay, backing)
+
+
+@image_app.command()
+def check(
+    overlay: Overlay,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    json: Json = False,
+) -> None:
+    """See whether an overlay that no guest uses is whole. Exit status 1 where it is not."""
+    checked = overlays.check(overlay, repair=repair)
+    values = msgspec.structs.asdict(checked)
+    print(msgspec.json.encode(values).decode() if json else render.pairs(values))
+    mend = f"tv image check --repair {overlay}"
+    if checked.errors:
+        raise ImageError(f"{overlay}: it has {checked.errors} errors: {mend} mends what can be mended")
+    if checked.leaks:
+        raise ImageError(f"{overlay}: it is whole, but {checked.leaks} clusters are not used: {mend} gives them back")
