@@ -11,6 +11,8 @@ import trio
 from domains.guests.agent_events import Exited, Failed, Lost
 from domains.guests.agent_frames import OutputStream, ShutdownMode
 from domains.guests.uml import ExitReason
+from kernel.abi.cache import find_program
+from triovisor.provision.files import is_static
 from triovisor.provision.images import create_ext4
 
 ALL_BYTES = bytes(range(256))
@@ -196,7 +198,9 @@ def make_root(folder: Path) -> Path:
     contents = folder / "root"
     (contents / "bin").mkdir(parents=True)
     (contents / "sbin").mkdir()
-    shutil.copy("/bin/busybox", contents / "bin" / "busybox")
+    busybox = find_program("busybox", is_static)
+    assert busybox is not None
+    shutil.copy(busybox, contents / "bin" / "busybox")
     for name in ("sh", "cat"):
         (contents / "bin" / name).symlink_to("busybox")
     init = contents / "sbin" / "init"
