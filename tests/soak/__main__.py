@@ -5,6 +5,7 @@ Exit status 0 when nothing was lost and nothing leaked. The seed is printed: the
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long after each act was done once (60)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="of a run before")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     run = new_run()
     began_s = time.monotonic()
 
