@@ -63,7 +63,8 @@ def own_load(
 ) -> Iterator[None]:
     """Verified load that goes on without anybody outside of the guest; it must have seen no error and no wrong data."""
     words = f"op={op} size=4k depth={depth} span={span} seconds={FOREVER_S} gaps_us=1000000"
-    script = f"setsid load /dev/{vdev} {words} < /dev/null > {REPORT}.{vdev} 2> {ERRORS}.{vdev} & echo $!"
+    into = f"{REPORT}.{vdev}"
+    script = f": > {into}; setsid load /dev/{vdev} {words} < /dev/null > {into} 2> {ERRORS}.{vdev} & echo $!"
     lab.run_in(guest, "sh", "-c", script)
     wait_until(lambda: lab.run_in(guest, "cat", f"{REPORT}.{vdev}"), f"the load on {vdev} of {guest} starts")
     try:

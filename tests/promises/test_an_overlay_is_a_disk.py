@@ -101,11 +101,13 @@ def daemon_of(lab: Lab) -> int:
 
 
 def damage(image: Path) -> int:
-    """Errors in an image. What a kill leaves allocated and unused is none: it costs space alone, until a repair."""
-    checked = subprocess.run(
-        ["qemu-img", "check", "--output=json", "-f", "qcow2", image], capture_output=True, check=False
-    )
-    told = orjson.loads(checked.stdout)
+    """Errors in an image. What a kill leaves allocated and unused is none: it costs space alone, until a repair.
+
+    A driver lets go of the image of a guest that is gone within milliseconds; until then QEMU does not open it.
+    """
+    command = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(image)]
+    said = wait_until(lambda: subprocess.run(command, capture_output=True, check=False).stdout, f"{image} is free")
+    told = orjson.loads(said)
     return int(told.get("corruptions", 0)) + int(told["check-errors"])
 
 

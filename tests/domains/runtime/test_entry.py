@@ -1,5 +1,6 @@
 """A driver runs ahead of its order, for nobody, and nothing is left of that."""
 
+import gc
 import os
 import threading
 
@@ -12,6 +13,7 @@ from kernel.abi.roles import DriverStart
 def test_a_rehearsal_leaves_no_descriptor_and_no_thread():
     config = msgspec.msgpack.encode(DriverStart(False, {}))
     rehearse("drivers.blkback.main", config)
+    gc.collect()
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(3):
         rehearse("drivers.blkback.main", config)
