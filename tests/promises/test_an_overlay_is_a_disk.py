@@ -53,9 +53,16 @@ def _no_guest_left(lab):
 
 
 def qemu_img(*words: object) -> str:
-    done = subprocess.run(["qemu-img", *map(str, words)], capture_output=True, text=True, check=False)
+    """A driver lets go of the image of a guest that is gone within milliseconds; until then QEMU does not open it."""
+
+    def tried() -> subprocess.CompletedProcess[str] | None:
+        done = subprocess.run(["qemu-img", *map(str, words)], capture_output=True, text=True, check=False)
+        return None if "Failed to get" in done.stderr and "lock" in done.stderr else done
+
+    done = wait_until(tried, "the image is let go of")
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    said: str = done.stdout
+    return said
 
 
 def overlay(base: Path, *size: str) -> Path:
