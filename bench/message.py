@@ -15,6 +15,7 @@ from msgspec import Struct
 from bench.effort import Effort
 from bench.figures import percentile
 from bench.load import BenchError
+from bench.native import printed
 from bench.ours import Ours, start_ours
 from bench.rows import Row, latency_row, time_row
 from kernel.abi.guest_config import GuestConfig
@@ -99,11 +100,7 @@ def _create(hypervisor: Ours, name: str, cpu: int, args: list[str]) -> None:
 
 def _report(console: Path) -> Spoken:
     """What it printed. Raises BenchError when it is none."""
-    deadline = time.monotonic() + REPORT_S
-    while not console.exists() or not (line := console.read_text()).endswith("\n"):
-        if time.monotonic() > deadline:
-            raise BenchError(f"{console}: no report within {REPORT_S:g} s")
-        time.sleep(0.02)
+    line = printed(console, REPORT_S)
     try:
         return msgspec.json.decode(line, type=Spoken)
     except msgspec.DecodeError as error:

@@ -11,7 +11,7 @@ from bench.ours import Ours, start_ours
 from bench.rows import Row, time_row
 from kernel.abi.guest_config import GuestConfig
 
-__all__ = ["PROGRAM", "main_ns", "measure_native"]
+__all__ = ["PROGRAM", "main_ns", "measure_native", "printed"]
 
 PROGRAM = """\
 import time
@@ -26,6 +26,7 @@ QUIET_S = 0.05
 """After a guest's start and after its end, so that neither is in the way of what is measured."""
 
 PRINT_S = 5.0
+LOOK_S = 0.005
 
 
 def measure_native(run: Path, effort: Effort, say: Callable[[str], None]) -> list[Row]:
@@ -54,9 +55,14 @@ def _start_ms(hypervisor: Ours, config: GuestConfig) -> float:
 
 def main_ns(console: Path) -> int:
     """When the program of the guest with this console began, as it prints first of all. Raises BenchError."""
-    deadline = time.monotonic() + PRINT_S
-    while not console.exists() or not (line := console.read_text()).endswith("\n"):
+    return int(printed(console, PRINT_S).split()[0])
+
+
+def printed(console: Path, wait_s: float) -> str:
+    """What a guest has printed, once it ends with a whole line. Raises BenchError when it has said nothing in time."""
+    deadline = time.monotonic() + wait_s
+    while not console.exists() or not (text := console.read_text()).endswith("\n"):
         if time.monotonic() > deadline:
-            raise BenchError(f"{console}: the program said nothing within {PRINT_S:g} s")
-        time.sleep(0.005)
-    return int(line.split()[0])
+            raise BenchError(f"{console}: the program said nothing within {wait_s:g} s")
+        time.sleep(LOOK_S)
+    return text

@@ -20,7 +20,6 @@ RELEASE_AFTER_S = 0.1
 MOST_ASIDE = 1
 """Rings that wait for that, of one vbd: backends that die in quick succession do not fill the guest's memory."""
 
-
 STALLED_AFTER_S, STALLED_AGAIN_S = 0.05, 1.0
 """A backend that owes an answer for so long may hang, and the hypervisor is to look; again while it lasts. A disk takes
 so long when it is busy."""

@@ -52,17 +52,21 @@ def _no_guest_left(lab):
     lab.destroy_all()
 
 
-def qemu_img(*words: object) -> str:
+def qemu_img_when_free(*words: object) -> subprocess.CompletedProcess[str]:
     """A driver lets go of the image of a guest that is gone within milliseconds; until then QEMU does not open it."""
 
     def tried() -> subprocess.CompletedProcess[str] | None:
         done = subprocess.run(["qemu-img", *map(str, words)], capture_output=True, text=True, check=False)
         return None if "Failed to get" in done.stderr and "lock" in done.stderr else done
 
-    done = wait_until(tried, "the image is let go of")
+    done: subprocess.CompletedProcess[str] = wait_until(tried, "the image is let go of")
+    return done
+
+
+def qemu_img(*words: object) -> str:
+    done = qemu_img_when_free(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    said: str = done.stdout
-    return said
+    return done.stdout
 
 
 def overlay(base: Path, *size: str) -> Path:
@@ -108,13 +112,8 @@ def daemon_of(lab: Lab) -> int:
 
 
 def damage(image: Path) -> int:
-    """Errors in an image. What a kill leaves allocated and unused is none: it costs space alone, until a repair.
-
-    A driver lets go of the image of a guest that is gone within milliseconds; until then QEMU does not open it.
-    """
-    command = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(image)]
-    said = wait_until(lambda: subprocess.run(command, capture_output=True, check=False).stdout, f"{image} is free")
-    told = orjson.loads(said)
+    """Errors in an image. What a kill leaves allocated and unused is none: it costs space alone, until a repair."""
+    told = orjson.loads(qemu_img_when_free("check", "--output=json", "-f", "qcow2", image).stdout)
     return int(told.get("corruptions", 0)) + int(told["check-errors"])
 
 
