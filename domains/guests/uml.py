@@ -154,16 +154,23 @@ _REBOOT = "reboot: Restarting system"
 def classify_exit(status: int, console: bytes) -> GuestExit:
     """What an end means. `status` as `os.waitstatus_to_exitcode` gives it; `console`: its last bytes are enough.
 
-    A reboot and a power-off both exit with 0 under `noreboot`; the kernel's last words tell them apart.
+    A reboot and a power-off both exit with 0 under `noreboot`; the kernel's last words tell them apart. Once it has said
+    them its work is done: a late signal makes its exit fail now and then.
     """
     lines = [line.strip() for line in console.decode(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else ""
-    panic = next((line for line in reversed(lines) if _PANIC in line), "")
+    if status == 0:
+        told = next((line for line in reversed(lines) if line.startswith(_LAST_WORDS)), last)
+        return GuestExit(_asked_for(told), status, told)
+    if last.startswith(_LAST_WORDS):
+        return GuestExit(_asked_for(last), status, f"{last} (exit status {status})")
     if status in (PANIC_STATUS, -signal.SIGABRT):
-        return GuestExit(ExitReason.CRASH, status, panic or last)
+        panic = next((line for line in reversed(lines) if _PANIC in line), last)
+        return GuestExit(ExitReason.CRASH, status, panic)
     if status < 0:
         return GuestExit(ExitReason.KILLED, status, f"killed by signal {-status}")
-    if status != 0:
-        return GuestExit(ExitReason.FAILED_EARLY, status, last)
-    told = next((line for line in reversed(lines) if line.startswith(_LAST_WORDS)), last)
-    return GuestExit(ExitReason.REBOOT if told == _REBOOT else ExitReason.POWEROFF, status, told)
+    return GuestExit(ExitReason.FAILED_EARLY, status, last)
+
+
+def _asked_for(last_words: str) -> ExitReason:
+    return ExitReason.REBOOT if last_words == _REBOOT else ExitReason.POWEROFF

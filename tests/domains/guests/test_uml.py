@@ -68,6 +68,10 @@ PANIC = b"Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000
         (0, b"Kernel panic - not syncing\nreboot: Power down", ExitReason.POWEROFF, "reboot: Power down"),
         (-signal.SIGKILL, b"hello", ExitReason.KILLED, "killed by signal 9"),
         (1, b"a\nToo few physical memory!\n\n", ExitReason.FAILED_EARLY, "Too few physical memory!"),
+        (134, b"reboot: System halted\n", ExitReason.POWEROFF, "reboot: System halted (exit status 134)"),
+        (-signal.SIGALRM, b"reboot: Power down\n", ExitReason.POWEROFF, "reboot: Power down (exit status -14)"),
+        (1, b"reboot: Restarting system\n", ExitReason.REBOOT, "reboot: Restarting system (exit status 1)"),
+        (134, b"reboot: System halted\n" + PANIC, ExitReason.CRASH, PANIC.decode().splitlines()[0]),
     ],
 )
 def test_an_end_is_classified_by_status_and_last_words(status, console, reason, detail):
