@@ -9,7 +9,7 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import consoles, guests, inform, pausing, probing, xenbus
+from kernel import consoles, guests, inform, pausing, probing, xenbus, xenstore
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
@@ -316,6 +316,10 @@ def _acting(act: Callable[[Machine, Incarnation, Any], None]) -> Handler:
     return handler
 
 
+def _xenstore_connect(machine: Machine, caller: Incarnation, _call: h.XenstoreConnect, _riding: list[int]) -> Answer:
+    return Answer(descriptor=xenstore.connect(machine, caller))
+
+
 async def _domctl_create(machine: Machine, _caller: Incarnation, call: h.DomctlCreate, _riding: list[int]) -> Answer:
     guest = await guests.create(machine, call.config)
     return Answer(guest.record.domid)
@@ -409,6 +413,8 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.ImageProbed: _image_probed,
     h.ConsoleConnect: _acting(consoles.connect),
     h.ConsoleFault: _acting(consoles.fault),
+    h.XenstoreConnect: _xenstore_connect,
+    h.XenstoreClosed: _acting(xenstore.closed),
     h.DomctlCreate: _domctl_create,
     h.DomctlDestroy: _domctl_destroy,
     h.DomctlShutdown: _domctl_shutdown,

@@ -32,6 +32,8 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.ConsoleFault: frozenset({Kind.GUEST, Kind.DRIVER}),
     h.XenbusStalled: frozenset({Kind.GUEST}),
     h.ImageProbed: frozenset({Kind.DRIVER}),
+    h.XenstoreConnect: _EVERYBODY,
+    h.XenstoreClosed: frozenset({Kind.DRIVER}),
     h.DomctlCreate: _DOM0,
     h.DomctlDestroy: _DOM0,
     h.DomctlShutdown: _DOM0,
