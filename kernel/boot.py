@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import trio
 
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import HYPERVISOR, Generation, Peer
 from kernel.abi.keeping import PipeKind
 from kernel.abi.log import open_log

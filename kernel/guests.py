@@ -8,8 +8,7 @@ from pathlib import Path
 import trio
 
 from kernel import consoles
-from kernel.abi.guest_config import ONLY_FOR, Action, DiskConfig, DomainState, GuestConfig
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.guest_config import ONLY_FOR, Action, DiskConfig, DomainState, GuestConfig, ShutdownReason
 from kernel.abi.ids import Peer
 from kernel.abi.packet import close_all
 from kernel.abi.status import Refused, Status

@@ -10,6 +10,7 @@ import trio
 from msgspec import Struct
 
 from kernel import consoles, guests, inform, pausing, probing, xenbus
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
@@ -316,17 +317,17 @@ def _acting(act: Callable[[Machine, Incarnation, Any], None]) -> Handler:
     return handler
 
 
-async def _domctl_create(machine: Machine, _caller: Incarnation, call: h.DomctlCreate, _riding: list[int]) -> Answer:
+async def _domctl_create(machine: Machine, _caller: Incarnation, call: d.DomctlCreate, _riding: list[int]) -> Answer:
     guest = await guests.create(machine, call.config)
     return Answer(guest.record.domid)
 
 
-async def _domctl_destroy(machine: Machine, _caller: Incarnation, call: h.DomctlDestroy, _riding: list[int]) -> Answer:
+async def _domctl_destroy(machine: Machine, _caller: Incarnation, call: d.DomctlDestroy, _riding: list[int]) -> Answer:
     await guests.destroy(machine, guests.find_guest(machine, call.domid))
     return Answer()
 
 
-def _domctl_shutdown(machine: Machine, _caller: Incarnation, call: h.DomctlShutdown, _riding: list[int]) -> Answer:
+def _domctl_shutdown(machine: Machine, _caller: Incarnation, call: d.DomctlShutdown, _riding: list[int]) -> Answer:
     guests.request_shutdown(machine, guests.find_guest(machine, call.domid), call.reason)
     return Answer()
 
@@ -340,30 +341,30 @@ def _at_length(machine: Machine, caller: Incarnation, call: Any, value: Any) -> 
     return Answer()
 
 
-def _domctl_get_info(machine: Machine, caller: Incarnation, call: h.DomctlGetInfo, _riding: list[int]) -> Answer:
+def _domctl_get_info(machine: Machine, caller: Incarnation, call: d.DomctlGetInfo, _riding: list[int]) -> Answer:
     records = list(machine.domains) if call.domid is None else [machine.domains.find(call.domid)]
     return _at_length(machine, caller, call, [inform.domain_info(machine, record) for record in records])
 
 
-async def _domctl_pause(machine: Machine, _caller: Incarnation, call: h.DomctlPause, _riding: list[int]) -> Answer:
+async def _domctl_pause(machine: Machine, _caller: Incarnation, call: d.DomctlPause, _riding: list[int]) -> Answer:
     await pausing.pause(machine, guests.find_guest(machine, call.domid))
     return Answer()
 
 
-async def _domctl_unpause(machine: Machine, _caller: Incarnation, call: h.DomctlUnpause, _riding: list[int]) -> Answer:
+async def _domctl_unpause(machine: Machine, _caller: Incarnation, call: d.DomctlUnpause, _riding: list[int]) -> Answer:
     await pausing.unpause(machine, guests.find_guest(machine, call.domid))
     return Answer()
 
 
-def _sysctl_info(machine: Machine, _caller: Incarnation, _call: h.SysctlInfo, _riding: list[int]) -> Answer:
+def _sysctl_info(machine: Machine, _caller: Incarnation, _call: d.SysctlInfo, _riding: list[int]) -> Answer:
     return Answer(inform.host_info(machine))
 
 
-def _sysctl_drivers(machine: Machine, caller: Incarnation, call: h.SysctlDrivers, _riding: list[int]) -> Answer:
+def _sysctl_drivers(machine: Machine, caller: Incarnation, call: d.SysctlDrivers, _riding: list[int]) -> Answer:
     return _at_length(machine, caller, call, inform.driver_infos(machine))
 
 
-def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject, _riding: list[int]) -> Answer:
+def _sysctl_inject(machine: Machine, _caller: Incarnation, call: d.SysctlInject, _riding: list[int]) -> Answer:
     if not machine.manifest.faults:
         raise Refused(Status.EPERM, "the boot manifest has faults = false: set it to true to let drivers misbehave")
     domain = _find_driver(machine, call.driver)
@@ -376,7 +377,7 @@ def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject,
     return Answer()
 
 
-async def _sysctl_restart(machine: Machine, _caller: Incarnation, call: h.SysctlRestart, _riding: list[int]) -> Answer:
+async def _sysctl_restart(machine: Machine, _caller: Incarnation, call: d.SysctlRestart, _riding: list[int]) -> Answer:
     await restart_driver(machine, _find_driver(machine, call.driver))
     return Answer()
 
@@ -409,14 +410,14 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.ImageProbed: _image_probed,
     h.ConsoleConnect: _acting(consoles.connect),
     h.ConsoleFault: _acting(consoles.fault),
-    h.DomctlCreate: _domctl_create,
-    h.DomctlDestroy: _domctl_destroy,
-    h.DomctlShutdown: _domctl_shutdown,
-    h.DomctlGetInfo: _domctl_get_info,
-    h.DomctlPause: _domctl_pause,
-    h.DomctlUnpause: _domctl_unpause,
-    h.SysctlInfo: _sysctl_info,
-    h.SysctlDrivers: _sysctl_drivers,
-    h.SysctlInject: _sysctl_inject,
-    h.SysctlRestart: _sysctl_restart,
+    d.DomctlCreate: _domctl_create,
+    d.DomctlDestroy: _domctl_destroy,
+    d.DomctlShutdown: _domctl_shutdown,
+    d.DomctlGetInfo: _domctl_get_info,
+    d.DomctlPause: _domctl_pause,
+    d.DomctlUnpause: _domctl_unpause,
+    d.SysctlInfo: _sysctl_info,
+    d.SysctlDrivers: _sysctl_drivers,
+    d.SysctlInject: _sysctl_inject,
+    d.SysctlRestart: _sysctl_restart,
 }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from kernel.abi.guest_config import GuestConfig
-from kernel.abi.hypercalls import ImageProbed, ShutdownReason
+from kernel.abi.guest_config import GuestConfig, ShutdownReason
+from kernel.abi.hypercalls import ImageProbed
 from kernel.abi.ids import DomId, Peer, VbdHandle
 from kernel.abi.log import Log
 from kernel.abi.packet import Packet

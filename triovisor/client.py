@@ -27,9 +27,8 @@ from kernel.abi.admin import (
     Part,
 )
 from kernel.abi.console_io import ConsoleMessage
-from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig
+from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig, ShutdownReason
 from kernel.abi.guest_io import ExecMessage, Stream
-from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import DomId, Name
 from kernel.abi.status import Status
 from triovisor.command import BytesSource, Command, ExecResult, pump

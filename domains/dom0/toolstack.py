@@ -21,20 +21,19 @@ from kernel.abi.admin import (
     AdminShutdown,
     AdminUnpause,
 )
-from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo
-from kernel.abi.hypercalls import (
+from kernel.abi.domctl import (
     DomctlCreate,
     DomctlDestroy,
     DomctlGetInfo,
     DomctlPause,
     DomctlShutdown,
     DomctlUnpause,
-    ShutdownReason,
     SysctlDrivers,
     SysctlInfo,
     SysctlInject,
     SysctlRestart,
 )
+from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, ShutdownReason
 from kernel.abi.status import KernelBug, Refused, Status
 
 __all__ = ["Toolstack"]

@@ -28,8 +28,9 @@ from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.guest_io import AGENT_PORT
-from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, PauseDone, SchedShutdown, ShutdownReason
+from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, PauseDone, SchedShutdown
 from kernel.abi.ids import ANY_GENERATION, DOM0, Peer
 from kernel.abi.io.ring import Sealed
 from kernel.abi.packet import close_all

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from kernel.abi.codec import PART_BYTES
-from kernel.abi.guest_config import GuestConfig
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.guest_config import GuestConfig, ShutdownReason
 from kernel.abi.ids import U63, Generation, Name
 from kernel.abi.status import Status
 

@@ -19,6 +19,7 @@ __all__ = [
     "DriverInfo",
     "GuestConfig",
     "ImageFormat",
+    "ShutdownReason",
     "VbdInfo",
 ]
 
@@ -34,6 +35,16 @@ Cpus = Annotated[str, Meta(max_length=256, pattern=r"^[0-9]{1,4}(-[0-9]{1,4})?(,
 
 
 Argument = Annotated[str, Meta(max_length=1024, pattern=r"^[^\0]*\Z")]
+
+
+class ShutdownReason(enum.IntEnum):
+    """Why a domain ends (`xen/include/public/sched.h`, SHUTDOWN_*)."""
+
+    POWEROFF = 0
+    REBOOT = 1
+    SUSPEND = 2
+    CRASH = 3
+    WATCHDOG = 4
 
 
 class Action(enum.StrEnum):

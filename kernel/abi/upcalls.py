@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from kernel.abi.codec import PART_BYTES
-from kernel.abi.hypercalls import ChannelKind, ShutdownReason
+from kernel.abi.guest_config import ShutdownReason
+from kernel.abi.hypercalls import ChannelKind
 from kernel.abi.ids import U32, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.status import Refused, Status
 from kernel.core.domains import Kind
@@ -32,16 +33,16 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.ConsoleFault: frozenset({Kind.GUEST, Kind.DRIVER}),
     h.XenbusStalled: frozenset({Kind.GUEST}),
     h.ImageProbed: frozenset({Kind.DRIVER}),
-    h.DomctlCreate: _DOM0,
-    h.DomctlDestroy: _DOM0,
-    h.DomctlShutdown: _DOM0,
-    h.DomctlGetInfo: _DOM0,
-    h.DomctlPause: _DOM0,
-    h.DomctlUnpause: _DOM0,
-    h.SysctlInfo: _DOM0,
-    h.SysctlDrivers: _DOM0,
-    h.SysctlInject: _DOM0,
-    h.SysctlRestart: _DOM0,
+    d.DomctlCreate: _DOM0,
+    d.DomctlDestroy: _DOM0,
+    d.DomctlShutdown: _DOM0,
+    d.DomctlGetInfo: _DOM0,
+    d.DomctlPause: _DOM0,
+    d.DomctlUnpause: _DOM0,
+    d.SysctlInfo: _DOM0,
+    d.SysctlDrivers: _DOM0,
+    d.SysctlInject: _DOM0,
+    d.SysctlRestart: _DOM0,
 }
 
 

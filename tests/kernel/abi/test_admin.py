@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from kernel.abi import admin, guest_io
 from kernel.abi.codec import MAX_PACKET, Codec, Undecodable, encode
-from kernel.abi.guest_config import Action, DiskConfig, DomainInfo, DomainState, GuestConfig
+from kernel.abi.guest_config import Action, DiskConfig, DomainInfo, DomainState, GuestConfig, ShutdownReason
 from kernel.abi.guest_io import CHUNK_BYTES, ExecEnded, ExecInput, ExecOffer, ExecOutput, ExecSignal, ExecStart, Stream
-from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import DomId, Generation
 from kernel.abi.status import Status
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode, pack_batches
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 from kernel.abi.upcalls import (
@@ -28,9 +30,9 @@ GOLDEN = {
     h.Started(): "91 9101",
     h.Pong(7): "91 920207",
     h.PauseDone(7, "x"): "91 930307a178",
-    h.DomctlPause(RequestId(1), DomId(3)): "91 93340103",
-    h.DomctlUnpause(RequestId(1), DomId(3)): "91 93350103",
-    h.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
+    d.DomctlPause(RequestId(1), DomId(3)): "91 93340103",
+    d.DomctlUnpause(RequestId(1), DomId(3)): "91 93350103",
+    d.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
     PauseRequested(7, True): "91 93cc8507c3",
     ImageProbe(7): "91 92cc9407",
     VbdBacking(VbdHandle(7)): "91 92cc9507",
@@ -71,7 +73,7 @@ messages = st.one_of(
     st.builds(h.GnttabGrant, requests, refs, peers, st.sampled_from(h.Access)),
     st.builds(h.XenbusFault, requests, handles, peers, st.text(max_size=512), st.text(max_size=512)),
     st.builds(h.XenbusStalled, requests, handles, peers),
-    st.builds(h.SchedShutdown, requests, st.sampled_from(h.ShutdownReason), st.text(max_size=512)),
+    st.builds(h.SchedShutdown, requests, st.sampled_from(ShutdownReason), st.text(max_size=512)),
 )
 
 
