@@ -53,6 +53,14 @@ class Action(enum.StrEnum):
     DESTROY = "destroy"
     RESTART = "restart"
     PRESERVE = "preserve"
+    RENAME_RESTART = "rename-restart"
+    COREDUMP_DESTROY = "coredump-destroy"
+    COREDUMP_RESTART = "coredump-restart"
+
+    @property
+    def dumps(self) -> bool:
+        """A core of the guest's memory is written first."""
+        return self in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART)
 
 
 ImageFormat = Literal["raw", "qcow2"]
@@ -98,6 +106,11 @@ class GuestConfig(Struct, forbid_unknown_fields=True, frozen=True):
     on_reboot: Action = Action.RESTART
     on_crash: Action = Action.DESTROY
 
+    def follows(self, reason: ShutdownReason) -> Action:
+        """What is to follow an end for this reason."""
+        endings = {ShutdownReason.POWEROFF: self.on_poweroff, ShutdownReason.REBOOT: self.on_reboot}
+        return endings.get(reason, self.on_crash)
+
 
 ONLY_FOR = {
     "kernel": "pv",
@@ -142,7 +155,8 @@ class VbdInfo(Struct, frozen=True):
 class DomainInfo(Struct, frozen=True):
     """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's
     namespace. `paused_for`: for whom it stands still, or is about to: dom0, where the administrator had it paused, and
-    each driver of it that is given up."""
+    each driver of it that is given up. `last_end`: how its last incarnation ended, in words. `config`: what a guest is
+    made from at its next start, where that was asked for."""
 
     domid: DomId
     name: str
@@ -159,6 +173,8 @@ class DomainInfo(Struct, frozen=True):
     restarts: int
     vbds: list[VbdInfo] = []
     paused_for: list[Name] = []
+    last_end: str = ""
+    config: GuestConfig | None = None
 
 
 class DriverInfo(Struct, frozen=True):

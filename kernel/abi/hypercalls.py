@@ -17,14 +17,19 @@ from msgspec import Meta, Struct
 from kernel.abi.domctl import (
     DomctlCreate,
     DomctlDestroy,
+    DomctlDumpCore,
     DomctlGetInfo,
     DomctlPause,
+    DomctlRename,
     DomctlShutdown,
+    DomctlTrigger,
     DomctlUnpause,
+    DomctlUpdateConfig,
     SysctlDrivers,
     SysctlInfo,
     SysctlInject,
     SysctlRestart,
+    SysctlStandby,
 )
 from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import U32, U63, GrantRef, Name, Peer, Port, Request, VbdHandle
@@ -44,6 +49,7 @@ __all__ = [
     "GnttabMap",
     "Hypercall",
     "ImageProbed",
+    "OrderDone",
     "PauseDone",
     "Pong",
     "SchedShutdown",
@@ -103,6 +109,17 @@ class PauseDone(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_f
     """
 
     sequence: U32
+    why: Detail = ""
+
+
+class OrderDone(Struct, tag=0x3E, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `SysrqRequested` and `CoreRequested`: done, or `why` not.
+
+    Caller:  a PV guest's actor. No answer.
+    Fault:   none; a wrong `order` counts as silence.
+    """
+
+    order: U32
     why: Detail = ""
 
 
@@ -343,6 +360,7 @@ Hypercall = (
     Started
     | Pong
     | PauseDone
+    | OrderDone
     | Version
     | SchedShutdown
     | SchedSoftReset
@@ -366,10 +384,15 @@ Hypercall = (
     | DomctlGetInfo
     | DomctlPause
     | DomctlUnpause
+    | DomctlRename
+    | DomctlUpdateConfig
+    | DomctlTrigger
+    | DomctlDumpCore
     | SysctlInfo
     | SysctlDrivers
     | SysctlInject
     | SysctlRestart
+    | SysctlStandby
 )
 
 DESCRIPTORS: dict[type[Struct], int] = {GnttabGrant: 1}

@@ -18,6 +18,7 @@ __all__ = [
     "BackendWithdrawn",
     "ConsoleBackend",
     "ConsoleRing",
+    "CoreRequested",
     "DriverGivenUp",
     "EvtchnConnected",
     "ImageProbe",
@@ -30,6 +31,7 @@ __all__ = [
     "ReplyPart",
     "ShutdownRequested",
     "SoftReset",
+    "SysrqRequested",
     "Upcall",
     "VbdAttached",
     "VbdBacking",
@@ -89,6 +91,20 @@ class PauseRequested(Struct, tag=0x85, array_like=True, frozen=True, forbid_unkn
 
     sequence: U32
     paused: bool
+
+
+class SysrqRequested(Struct, tag=0xA2, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a PV guest: tell your kernel this key of Magic SysRq, and say `OrderDone`."""
+
+    order: U32
+    key: Annotated[str, Meta(pattern=r"^[a-z0-9]\Z")]
+
+
+class CoreRequested(Struct, tag=0xA3, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a PV guest: write an ELF core of your operating system's memory, and say `OrderDone`. Carries one descriptor,
+    a new file; a core is whole once it has its header, which is written last."""
+
+    order: U32
 
 
 class SoftReset(Struct, tag=0x86, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -238,6 +254,8 @@ Upcall = (
     | ShutdownRequested
     | PauseRequested
     | SoftReset
+    | SysrqRequested
+    | CoreRequested
     | EvtchnConnected
     | VbdAttached
     | VbdRing
@@ -262,5 +280,6 @@ DESCRIPTORS: dict[type[Struct], int] = {
     ImageProbe: 1,
     VbdBacking: 1,
     AdminConnection: 1,
+    CoreRequested: 1,
 }
 """Descriptors that ride along with a message. A `Reply` says its own number."""

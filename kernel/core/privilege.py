@@ -16,6 +16,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.Started: _EVERYBODY,
     h.Pong: _EVERYBODY,
     h.PauseDone: frozenset({Kind.GUEST}),
+    h.OrderDone: frozenset({Kind.GUEST}),
     h.Version: _EVERYBODY,
     h.SchedShutdown: _EVERYBODY,
     h.SchedSoftReset: frozenset({Kind.GUEST}),
@@ -39,10 +40,15 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     d.DomctlGetInfo: _DOM0,
     d.DomctlPause: _DOM0,
     d.DomctlUnpause: _DOM0,
+    d.DomctlRename: _DOM0,
+    d.DomctlUpdateConfig: _DOM0,
+    d.DomctlTrigger: _DOM0,
+    d.DomctlDumpCore: _DOM0,
     d.SysctlInfo: _DOM0,
     d.SysctlDrivers: _DOM0,
     d.SysctlInject: _DOM0,
     d.SysctlRestart: _DOM0,
+    d.SysctlStandby: _DOM0,
 }
 
 

@@ -106,7 +106,7 @@ async def test_without_a_hypervisor_tv_says_how_to_start_one(tv, tmp_path):
 
 async def test_shutdown_asks_for_what_it_was_told(hypervisor, tv):
     hypervisor.add_guest()
-    await tv("shutdown", "web", "--reboot")
+    await tv("reboot", "web")
     assert hypervisor.calls[-1].reason is ShutdownReason.REBOOT
     done = await tv("shutdown", "web", "--wait", "--timeout", "0.2", status=1)
     assert done.stderr.startswith(b"tv: guest web has not powered off within 0.2 s")

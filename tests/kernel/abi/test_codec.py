@@ -13,6 +13,7 @@ from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 from kernel.abi.upcalls import (
+    CoreRequested,
     DriverGivenUp,
     ImageProbe,
     PauseRequested,
@@ -20,6 +21,7 @@ from kernel.abi.upcalls import (
     Reply,
     ReplyPart,
     SoftReset,
+    SysrqRequested,
     Upcall,
     VbdBacking,
 )
@@ -33,6 +35,13 @@ GOLDEN = {
     d.DomctlPause(RequestId(1), DomId(3)): "91 93340103",
     d.DomctlUnpause(RequestId(1), DomId(3)): "91 93350103",
     d.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
+    d.SysctlStandby(RequestId(1), "blk", False): "91 943f01a3626c6bc2",
+    d.DomctlRename(RequestId(1), DomId(3), "web"): "91 94360103a3776562",
+    d.DomctlTrigger(RequestId(1), DomId(3), d.Trigger.SYSRQ, "m"): "91 953c0103a57379737271a16d",
+    d.DomctlDumpCore(RequestId(1), DomId(3)): "91 933d0103",
+    h.OrderDone(7, "x"): "91 933e07a178",
+    SysrqRequested(7, "m"): "91 93cca207a16d",
+    CoreRequested(7): "91 92cca307",
     PauseRequested(7, True): "91 93cc8507c3",
     ImageProbe(7): "91 92cc9407",
     VbdBacking(VbdHandle(7)): "91 92cc9507",
