@@ -22,6 +22,7 @@ KEPT = 4
 DUMP_S = 120.0
 """For a guest's memory to be written, 64 GiB at most, of which only what was touched."""
 
+
 def open_core(machine: Machine, guest: Guest, generation: int) -> Core:
     """For an incarnation that is to leave a core when it ends, or is asked for one. Refuses ENOSPC."""
     folder = machine.run.path / "core"

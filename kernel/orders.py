@@ -22,7 +22,7 @@ def check_runs_linux(guest: Guest, what: str) -> Incarnation:
     """The incarnation of a guest that is to do `what`. Refuses EHOSTDOWN where it has ended, EINVAL a native one."""
     name = guest.config.name
     if guest.config.type == "native":
-        raise Refused(Status.EINVAL, f"guest {name} is a native one and has no {what}: name one with type = \"pv\"")
+        raise Refused(Status.EINVAL, f'guest {name} is a native one and has no {what}: name one with type = "pv"')
     if guest.incarnation is None:
         raise Refused(Status.EHOSTDOWN, f"guest {name} is {guest.record.state}: tv destroy {name} removes it")
     return guest.incarnation

@@ -14,7 +14,7 @@ from triovisor.cli_driver import driver_app
 from triovisor.cli_image import image_app
 from triovisor.cli_life import add_life
 from triovisor.cli_looks import add_looks
-from triovisor.cli_words import Name
+from triovisor.cli_words import Name, complete_domain, complete_driver
 from triovisor.client import Client, TvError
 from triovisor.command import BytesSource, Command, DescriptorSource, ExecResult, exit_code, pump
 from triovisor.disks import ConfigError
@@ -117,6 +117,49 @@ def console(
     from triovisor.cli_console import attach
 
     attach(ctx.obj, name, steal=steal, watch=watch)
+
+
+@app.command(epilog="For example: tv login; echo list | tv login")
+def login(ctx: typer.Context) -> None:
+    """An interactive shell with these verbs: Tab completes, the history lasts, Ctrl-D ends it."""
+    from triovisor.login import run_shell
+
+    def run(words: list[str]) -> int:
+        return _run_in_shell(ctx, words)
+
+    def complete(words: list[str], word: str) -> list[str]:
+        return _complete(ctx, words, word)
+
+    raise SystemExit(run_shell(run, complete))
+
+
+def _run_in_shell(ctx: typer.Context, words: list[str]) -> int:
+    """One verb of `tv login`, on the hypervisor that this was started for."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        app(["--run", str(ctx.obj.path), *words], prog_name="tv")
+    except SystemExit as end:
+        sys.stdout.flush()
+        return end.code if isinstance(end.code, int) else EXIT_REFUSED
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return 0
+
+
+def _complete(ctx: typer.Context, words: list[str], word: str) -> list[str]:
+    """Verbs, then a verb's options, and names of what it is about."""
+    command: Any = ctx.find_root().command
+    verbs = list(words)
+    while verbs and hasattr(command, "get_command"):
+        command = command.get_command(ctx, verbs.pop(0))
+    if command is None:
+        return []
+    if hasattr(command, "list_commands"):
+        shown = [name for name in command.list_commands(ctx) if not command.get_command(ctx, name).hidden]
+        return [name for name in shown if name.startswith(word)]
+    if word.startswith("-"):
+        return [option for parameter in command.params for option in parameter.opts if option.startswith(word)]
+    return complete_driver(ctx, word) if words[0] == "driver" else complete_domain(ctx, word)
 
 
 def _pass_interrupts_on(command: Command) -> None:

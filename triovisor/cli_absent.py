@@ -12,7 +12,7 @@ _STATE = (
     "a guest here is Linux as processes, or a Python program, whose state cannot be taken out and put in elsewhere: "
     "tv pause NAME has it stand still, tv dump-core NAME writes its memory for a look"
 )
-_BUS = "a guest of processes has no bus that a device of the host could be put on: give it a disk, target = \"/dev/…\""
+_BUS = 'a guest of processes has no bus that a device of the host could be put on: give it a disk, target = "/dev/…"'
 _MEMORY = "a guest's memory is what it was at its start: tv config-update NAME FILE memory=128, then tv reboot NAME"
 _NO_SCREEN = "a guest has no screen and no sound: tv console NAME is its terminal"
 _POLICY = "who may do what is one table here, kernel/core/privilege.py, and no policy to load"

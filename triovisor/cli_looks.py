@@ -27,6 +27,7 @@ def add_looks(app: typer.Typer) -> None:
     verb("vcpu-list", epilog="For example: tv vcpu-list web")(vcpu_list)
     verb("block-list", epilog="For example: tv block-list web")(block_list)
     verb(epilog="For example: tv dmesg web | tail")(dmesg)
+    verb(epilog="For example: tv top -d 1; tv top --json -i 2")(top)
 
 
 def list_domains(
@@ -137,3 +138,18 @@ def dmesg(
         return print_value({"name": name, "text": data.decode(errors="backslashreplace")}, str, True)
     harmless = raw or not (sys.stdout and sys.stdout.isatty())
     write_all(Stream.STDOUT, data if harmless else render.visible(data).encode())
+
+
+def top(
+    ctx: typer.Context,
+    delay: Annotated[float, typer.Option("-d", "--delay", min=0.1, max=3600, help="Seconds between two looks.")] = 3.0,
+    iterations: Annotated[
+        int | None, typer.Option("-i", "--iterations", min=1, help="How often. Default: until q.")
+    ] = None,
+    batch: Annotated[bool, typer.Option("-b", "--batch", help="As --json: for a file.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="No live screen: a line of JSON for each look.")] = False,
+) -> None:
+    """Show the domains and what they use, live. q ends it."""
+    from triovisor.top import show_top
+
+    show_top(ctx.obj, delay, iterations, batch or json, lambda data: write_all(Stream.STDOUT, data))

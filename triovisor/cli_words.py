@@ -9,7 +9,7 @@ import typer
 from triovisor.client import Client, TvError
 from triovisor.printing import print_value
 
-__all__ = ["Driver", "Json", "Name", "Names", "OptionalName", "done", "to_each"]
+__all__ = ["Driver", "Json", "Name", "Names", "OptionalName", "complete_domain", "complete_driver", "done", "to_each"]
 
 AT_ONCE = 16
 """Guests that are asked side by side. Dom0 serves 64 requests."""

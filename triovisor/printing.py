@@ -42,5 +42,3 @@ def write_all(stream: Stream, data: bytes) -> None:
             left = left[os.write(descriptor, left) :]
         except BlockingIOError:
             select.select([], [descriptor], [])
-
-
