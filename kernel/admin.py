@@ -48,9 +48,9 @@ async def pass_connections_on(machine: Machine, listening: socket.socket) -> Non
 
 
 async def _running_dom0(machine: Machine) -> Incarnation:
-    """Dom0's present incarnation; waits while there is none."""
+    """Dom0's present incarnation; waits while there is none, as before the first one was ordered."""
     while True:
-        peer = machine.active(DOM0)
+        peer = machine.active(DOM0) if DOM0 in machine.drivers else None
         incarnation = machine.alive.get(peer) if peer else None
         if incarnation and incarnation.started.is_set():
             return incarnation

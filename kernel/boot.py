@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from kernel import xenstore
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import HYPERVISOR, Generation, Peer
 from kernel.abi.keeping import PipeKind
 from kernel.abi.log import open_log

@@ -19,12 +19,12 @@ from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Wi
 from kernel.incarnation import end, post
 from kernel.lifetimes import Body, embody
 from kernel.machine import DriverDomain, Incarnation, Machine
-from kernel.manifest import Dom0Manifest, DriverManifest, parse_cpus
+from kernel.manifest import Device, Dom0Manifest, DriverManifest, parse_cpus
 from kernel.pausing import hold_all, release_all
 from kernel.version import VERSION
 from kernel.xenbus import activate_backend, backend_came, backend_went
 
-__all__ = ["restart_driver", "serves", "start_dom0", "start_driver"]
+__all__ = ["keep_standby", "restart_driver", "serves", "start_dom0", "start_driver"]
 
 RESTART_S = 10.0
 """For another incarnation to serve. Where a back-off is under way, it is waited for."""
@@ -105,6 +105,30 @@ async def restart_driver(machine: Machine, domain: DriverDomain) -> None:
     raise Refused(Status.ETIMEDOUT, f"driver {name}: no other incarnation serves after {RESTART_S:g} s: {why}")
 
 
+async def keep_standby(machine: Machine, domain: DriverDomain, wanted: bool) -> None:
+    """Keep a standby of a driver from now on, or none. Returns when one runs, or the last has ended.
+
+    Refuses EINVAL for a driver that can have none, EIO for one that is given up, ETIMEDOUT where it takes too long.
+    """
+    driver, name = domain.driver, domain.record.name
+    if wanted and getattr(domain.manifest, "device", None) is not Device.VBD:
+        raise Refused(Status.EINVAL, f"driver {name} has no standby: what it carries waits for its successor")
+    if driver.state is DomainState.GIVEN_UP:
+        raise Refused(Status.EIO, f"driver {name} is given up: tv driver restart {name}")
+    machine.log.info("driver.standby_wanted", name=name, wanted=wanted)
+    domain.obey(driver.keep_standby(wanted))
+    with trio.move_on_after(RESTART_S):
+        while True:
+            if wanted == _stands_by(machine, driver):
+                return
+            await trio.sleep(RESTART_LOOK_S)
+    raise Refused(Status.ETIMEDOUT, f"driver {name}: not so after {RESTART_S:g} s: tv driver list shows how it is")
+
+
+def _stands_by(machine: Machine, driver: Driver) -> bool:
+    return driver.standby in machine.alive and machine.alive[driver.standby].started.is_set()
+
+
 @dataclass(frozen=True, slots=True)
 class _Care:
     """What is done for one driver domain for as long as the hypervisor runs."""
@@ -137,7 +161,7 @@ class _Care:
                 case Abandon():
                     self._give_up(order)
                 case End(peer=peer):
-                    end(self.machine, self.machine.alive[peer], "restarted by the administrator")
+                    end(self.machine, self.machine.alive[peer], "ended by the administrator")
         self.domain.record.state = self.domain.driver.state
 
     def _give_up(self, order: Abandon) -> None:

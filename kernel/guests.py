@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import trio
+from msgspec.structs import replace
 
 from kernel import consoles
-from kernel.abi.guest_config import ONLY_FOR, Action, DiskConfig, DomainState, GuestConfig
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.guest_config import ONLY_FOR, DiskConfig, DomainState, GuestConfig, ShutdownReason
 from kernel.abi.ids import Peer
 from kernel.abi.packet import close_all
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import ShutdownRequested
 from kernel.core.domains import Kind
-from kernel.core.restart import GiveUp, RestartAfter, decide
+from kernel.core.endings import Then, follow, free_name
+from kernel.cores import open_core
 from kernel.events import wait_any
 from kernel.guest_bodies import body_of, manifest_of
 from kernel.images import Image, open_image
@@ -23,11 +24,14 @@ from kernel.incarnation import OVERSTAYED, end, post
 from kernel.lifetimes import embody
 from kernel.machine import DriverDomain, Guest, Incarnation, Machine
 from kernel.manifest import Device, parse_cpus
-from kernel.pausing import hold_anew
+from kernel.pausing import hold_anew, hold_for_dom0
 from kernel.probing import look_into
 from kernel.xenbus import frontend_came, frontend_went
+from kernel.xenstore import domain_changed
 
-__all__ = ["create", "destroy", "find_guest", "request_shutdown", "resolve_peer"]
+__all__ = [
+    "create", "destroy", "find_guest", "rename", "request_shutdown", "reset", "resolve_peer", "update_config",
+]  # fmt: skip
 
 IMAGE_WAIT_S = 1.0
 """A backend lets go of a destroyed guest's image within milliseconds; a guest created anew on it waits so long."""
@@ -44,8 +48,16 @@ START_DEADLINE_S = 30.0
 """From the order to create a guest to its actor's first word."""
 
 
-async def create(machine: Machine, config: GuestConfig) -> Guest:
-    """Create and start a guest. When it refuses, nothing is left behind."""
+async def create(machine: Machine, config: GuestConfig, *, paused: bool = False) -> Guest:
+    """Create and start a guest, to stand still for Dom0 if `paused`. When it refuses, nothing is left behind."""
+    guest, incarnation = await _make(machine, config)
+    if paused:
+        hold_for_dom0(machine, guest)
+    await _started(machine, guest, incarnation)
+    return guest
+
+
+async def _make(machine: Machine, config: GuestConfig) -> tuple[Guest, Incarnation]:
     _check(machine, config)
     images: list[Image] = []
     try:
@@ -65,8 +77,7 @@ async def create(machine: Machine, config: GuestConfig) -> Guest:
     except Refused:
         _remove(machine, guest)
         raise
-    await _started(machine, guest, incarnation)
-    return guest
+    return guest, incarnation
 
 
 async def _started(machine: Machine, guest: Guest, incarnation: Incarnation) -> None:
@@ -112,6 +123,45 @@ def request_shutdown(machine: Machine, guest: Guest, reason: ShutdownReason) -> 
     post(machine, guest.incarnation, ShutdownRequested(reason))
 
 
+def reset(machine: Machine, guest: Guest) -> None:
+    """Press a guest's reset button: its incarnation ends at once, and another follows whatever its settings say."""
+    if guest.incarnation is None:
+        raise Refused(Status.EHOSTDOWN, f"guest {guest.config.name} is {guest.record.state}: there is nothing to reset")
+    guest.resetting = True
+    end(machine, guest.incarnation, "reset")
+
+
+def rename(machine: Machine, guest: Guest, name: str) -> None:
+    """Give a guest another name. Refuses one that is taken (EEXIST)."""
+    before = guest.config.name
+    if name == before:
+        return
+    machine.domains.rename(guest.record.domid, name)
+    guest.config = replace(guest.config, name=name)
+    if guest.next_config is not None:
+        guest.next_config = replace(guest.next_config, name=name)
+    machine.keeper.rename_console(before, name)
+    domain_changed(machine, guest.record.domid)
+    machine.log.info("guest.renamed", name=name, before=before)
+
+
+def update_config(machine: Machine, guest: Guest, config: GuestConfig) -> None:
+    """Have it made from this at its next start. Refuses what cannot be, and what would be another guest (EINVAL)."""
+    now = guest.config
+    for key, mend in _LASTING.items():
+        if getattr(config, key) != getattr(now, key):
+            raise Refused(Status.EINVAL, f"guest {now.name}: {key} cannot be changed while it lives: {mend}")
+    _check_type(config)
+    _check_cpus(config)
+    guest.next_config = config
+    machine.log.info("guest.reconfigured", name=now.name)
+
+
+_ANEW = "tv destroy, then tv create"
+_LASTING = {"name": "tv rename gives it another", "type": _ANEW, "disk": _ANEW}
+"""What an update leaves as it is, and what changes it."""
+
+
 def resolve_peer(machine: Machine, caller: Incarnation, name: str) -> Peer | None:
     """`EvtchnResolve`: the running incarnation of a guest that the caller's configuration names."""
     guest = machine.guests[caller.record.domid]
@@ -129,6 +179,10 @@ def _check(machine: Machine, config: GuestConfig) -> None:
     if len(set(vdevs)) != len(vdevs):
         raise Refused(Status.EINVAL, f"guest {config.name}: two disks share a vdev: give each its own of vda … vdp")
     _check_backends(machine, config)
+    _check_cpus(config)
+
+
+def _check_cpus(config: GuestConfig) -> None:
     for cpu in parse_cpus(config.cpus) if config.cpus else ():
         if cpu not in os.sched_getaffinity(0):
             have = ",".join(map(str, sorted(os.sched_getaffinity(0))))
@@ -143,6 +197,10 @@ def _check_type(config: GuestConfig) -> None:
                 Status.EINVAL,
                 f"guest {config.name}: {key} is for a guest of type {kind}, this one is {config.type}: leave it out",
             )
+    for key in ("on_poweroff", "on_reboot", "on_crash"):
+        if config.type == "native" and getattr(config, key).dumps:
+            mend = f"{key} may be destroy, restart, rename-restart or preserve"
+            raise Refused(Status.EINVAL, f"guest {config.name}: a native one leaves no core: {mend}")
     if config.type == "native" and not config.program:
         raise Refused(Status.EINVAL, f"guest {config.name}: program is missing: give the path of a Python program")
 
@@ -245,8 +303,10 @@ def _choose_cpus(machine: Machine, config: GuestConfig) -> tuple[int, ...]:
 def _start(machine: Machine, guest: Guest) -> Incarnation:
     """Begin an incarnation of a guest."""
     folder = _make_folder(machine, guest) if _needs_folder(machine, guest) else {}
+    _take_up_config(machine, guest)
     try:
         body = body_of(machine, guest)
+        body.descriptors.update(_core_to_leave(machine, guest))
     except Refused:
         close_all(list(folder.values()))
         _remove_folder(machine, guest)
@@ -259,6 +319,26 @@ def _start(machine: Machine, guest: Guest) -> Incarnation:
     consoles.frontend_came(machine, incarnation)
     hold_anew(machine, guest)
     return incarnation
+
+
+def _take_up_config(machine: Machine, guest: Guest) -> None:
+    """What was changed for this start."""
+    if guest.next_config is not None:
+        guest.config, guest.next_config = guest.next_config, None
+        guest.cpus = _choose_cpus(machine, guest.config)
+
+
+def _core_to_leave(machine: Machine, guest: Guest) -> dict[str, int]:
+    """Where its actor is to write a core, as its descriptor `core`, if one of its settings wants that. A full disk is
+    no reason not to run."""
+    if not any(guest.config.follows(reason).dumps for reason in ShutdownReason):
+        return {}
+    try:
+        guest.core = open_core(machine, guest, guest.record.generation + 1)
+    except Refused as refusal:
+        machine.log.error("guest.core_failed", name=guest.config.name, why=refusal.why)
+        return {}
+    return {"core": os.dup(guest.core.descriptor)}
 
 
 def _needs_folder(machine: Machine, guest: Guest) -> bool:
@@ -293,34 +373,69 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     frontend_went(machine, guest.record.domid)
     consoles.frontend_went(machine, incarnation.peer)
     machine.log.warning("guest.ended", name=guest.config.name, reason=reason.name.lower(), how=how)
+    _keep_core(machine, guest, reason)
     guest.record.state = DomainState.CRASHED if reason is ShutdownReason.CRASH else DomainState.SHUTDOWN
-    action = {
-        ShutdownReason.POWEROFF: guest.config.on_poweroff,
-        ShutdownReason.REBOOT: guest.config.on_reboot,
-    }.get(reason, guest.config.on_crash)
-    if guest.destroying or not guest.lasting or machine.stopping or action is Action.DESTROY:
+    if guest.destroying or not guest.lasting or machine.stopping:
         _remove(machine, guest)
-    elif action is Action.RESTART:
-        _restart(machine, guest, reason)
-
-
-def _restart(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
-    """Start it again. A reboot is the guest's own wish, though not without end at once; a crash counts towards giving
-    it up."""
-    guest.restarts += 1
-    policy, now = manifest_of(machine, guest.config).restart, trio.current_time()
-    if reason is ShutdownReason.REBOOT:
-        guest.reboots_s = [*(t for t in guest.reboots_s if t > now - policy.window_s), now]
-        decision = decide(policy, guest.reboots_s)
+    elif guest.resetting:
+        guest.resetting = False
+        guest.restarts += 1
+        machine.nursery.start_soon(_start_later, machine, guest, 0.0)
     else:
-        guest.deaths_s.append(now)
-        decision = decide(policy, guest.deaths_s)
-        if isinstance(decision, GiveUp):
+        _follow(machine, guest, reason)
+
+
+def _keep_core(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
+    core, guest.core = guest.core, None
+    if core is None:
+        return
+    path = core.keep()
+    if path is not None:
+        machine.log.info("guest.core_dumped", name=guest.config.name, path=str(path), bytes=path.stat().st_size)
+    elif guest.config.follows(reason).dumps and not guest.destroying and not machine.stopping:
+        why = "its actor ended before it had written it, or its kernel before it had any memory"
+        machine.log.error("guest.core_failed", name=guest.config.name, why=why)
+
+
+def _follow(machine: Machine, guest: Guest, reason: ShutdownReason) -> None:
+    """What the guest's settings say of such an end."""
+    policy, now_s = manifest_of(machine, guest.config).restart, trio.current_time()
+    is_reboot = reason is ShutdownReason.REBOOT
+    ends_s = guest.reboots_s if is_reboot else guest.deaths_s
+    following = follow(guest.config.follows(reason), reason, policy, ends_s, now_s)
+    if is_reboot:
+        guest.reboots_s = following.ends_s
+    else:
+        guest.deaths_s = following.ends_s
+    match following.then:
+        case Then.REMOVED:
+            _remove(machine, guest)
+        case Then.RESTARTED:
+            guest.restarts += 1
+            machine.nursery.start_soon(_start_later, machine, guest, following.delay_s)
+        case Then.RENAMED:
+            machine.nursery.start_soon(_replace_later, machine, guest, following.delay_s)
+        case Then.GIVEN_UP:
             guest.record.state = DomainState.GIVEN_UP
-            machine.log.critical("guest.given_up", name=guest.config.name, deaths=decision.deaths)
-            return
-    delay_s = decision.delay_s if isinstance(decision, RestartAfter) else policy.backoff_cap_s
-    machine.nursery.start_soon(_start_later, machine, guest, delay_s)
+            machine.log.critical("guest.given_up", name=guest.config.name, deaths=len(following.ends_s))
+
+
+async def _replace_later(machine: Machine, guest: Guest, delay_s: float) -> None:
+    """Keep it under another name, without its disks, and make a guest like it in its place."""
+    await trio.sleep(delay_s)
+    if guest.destroying or guest.record.domid not in machine.guests or machine.stopping:
+        return
+    config = guest.next_config or guest.config
+    _let_go_of_disks(machine, guest)
+    rename(machine, guest, free_name(config.name, guest.record.generation, [each.name for each in machine.domains]))
+    guest.next_config = None
+    try:
+        heir, _ = await _make(machine, config)
+    except Refused as refusal:
+        machine.log.error("guest.not_restarted", name=config.name, why=refusal.why)
+        return
+    heir.lasting, heir.restarts = True, guest.restarts + 1
+    heir.deaths_s, heir.reboots_s = guest.deaths_s, guest.reboots_s
 
 
 async def _start_later(machine: Machine, guest: Guest, delay_s: float) -> None:
@@ -336,10 +451,14 @@ async def _start_later(machine: Machine, guest: Guest, delay_s: float) -> None:
 
 def _remove(machine: Machine, guest: Guest) -> None:
     """Take a guest without an incarnation out of every table."""
-    for vbd in machine.vbds.of_guest(guest.record.domid):
-        machine.images.pop(vbd.handle).close()
-        machine.vbds.remove(vbd.handle)
+    _let_go_of_disks(machine, guest)
     del machine.guests[guest.record.domid]
     machine.domains.remove(guest.record.domid)
     guest.record.state = DomainState.DEAD
     guest.removed.set()
+
+
+def _let_go_of_disks(machine: Machine, guest: Guest) -> None:
+    for vbd in machine.vbds.of_guest(guest.record.domid):
+        machine.images.pop(vbd.handle).close()
+        machine.vbds.remove(vbd.handle)

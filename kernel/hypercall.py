@@ -9,7 +9,8 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import consoles, guests, inform, pausing, probing, xenbus, xenstore
+from kernel import consoles, cores, guests, inform, orders, pausing, probing, xenbus, xenstore
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, cut
@@ -28,7 +29,7 @@ from kernel.abi.upcalls import (
 )
 from kernel.core import privilege
 from kernel.core.domains import Kind, Life
-from kernel.driver_domains import restart_driver, serves
+from kernel.driver_domains import keep_standby, restart_driver, serves
 from kernel.incarnation import OVERSTAYED, end, post, who
 from kernel.link import take
 from kernel.machine import DriverDomain, Incarnation, Machine
@@ -202,6 +203,11 @@ def _pause_done(machine: Machine, caller: Incarnation, call: h.PauseDone, _ridin
     return Answer()
 
 
+def _order_done(machine: Machine, caller: Incarnation, call: h.OrderDone, _riding: list[int]) -> Answer:
+    orders.answered(machine.guests[caller.record.domid], call.order, call.why)
+    return Answer()
+
+
 def _image_probed(machine: Machine, caller: Incarnation, call: h.ImageProbed, _riding: list[int]) -> Answer:
     probing.answered(machine, caller, call)
     return Answer()
@@ -236,6 +242,7 @@ def _sched_soft_reset(machine: Machine, caller: Incarnation, call: h.SchedSoftRe
     xenbus.frontend_reset(machine, caller)
     consoles.frontend_reset(machine, caller)
     pausing.tell_successor(machine, machine.guests[caller.record.domid])
+    orders.actor_replaced(machine.guests[caller.record.domid])
     if caller.asked_to_end is not None:
         post(machine, caller, ShutdownRequested(caller.asked_to_end))
     return Answer()
@@ -320,17 +327,17 @@ def _xenstore_connect(machine: Machine, caller: Incarnation, _call: h.XenstoreCo
     return Answer(descriptor=xenstore.connect(machine, caller))
 
 
-async def _domctl_create(machine: Machine, _caller: Incarnation, call: h.DomctlCreate, _riding: list[int]) -> Answer:
-    guest = await guests.create(machine, call.config)
+async def _domctl_create(machine: Machine, _caller: Incarnation, call: d.DomctlCreate, _riding: list[int]) -> Answer:
+    guest = await guests.create(machine, call.config, paused=call.paused)
     return Answer(guest.record.domid)
 
 
-async def _domctl_destroy(machine: Machine, _caller: Incarnation, call: h.DomctlDestroy, _riding: list[int]) -> Answer:
+async def _domctl_destroy(machine: Machine, _caller: Incarnation, call: d.DomctlDestroy, _riding: list[int]) -> Answer:
     await guests.destroy(machine, guests.find_guest(machine, call.domid))
     return Answer()
 
 
-def _domctl_shutdown(machine: Machine, _caller: Incarnation, call: h.DomctlShutdown, _riding: list[int]) -> Answer:
+def _domctl_shutdown(machine: Machine, _caller: Incarnation, call: d.DomctlShutdown, _riding: list[int]) -> Answer:
     guests.request_shutdown(machine, guests.find_guest(machine, call.domid), call.reason)
     return Answer()
 
@@ -344,30 +351,58 @@ def _at_length(machine: Machine, caller: Incarnation, call: Any, value: Any) -> 
     return Answer()
 
 
-def _domctl_get_info(machine: Machine, caller: Incarnation, call: h.DomctlGetInfo, _riding: list[int]) -> Answer:
+def _domctl_get_info(machine: Machine, caller: Incarnation, call: d.DomctlGetInfo, _riding: list[int]) -> Answer:
     records = list(machine.domains) if call.domid is None else [machine.domains.find(call.domid)]
-    return _at_length(machine, caller, call, [inform.domain_info(machine, record) for record in records])
+    infos = [inform.domain_info(machine, record, long=call.long) for record in records]
+    return _at_length(machine, caller, call, infos)
 
 
-async def _domctl_pause(machine: Machine, _caller: Incarnation, call: h.DomctlPause, _riding: list[int]) -> Answer:
+async def _domctl_pause(machine: Machine, _caller: Incarnation, call: d.DomctlPause, _riding: list[int]) -> Answer:
     await pausing.pause(machine, guests.find_guest(machine, call.domid))
     return Answer()
 
 
-async def _domctl_unpause(machine: Machine, _caller: Incarnation, call: h.DomctlUnpause, _riding: list[int]) -> Answer:
+async def _domctl_unpause(machine: Machine, _caller: Incarnation, call: d.DomctlUnpause, _riding: list[int]) -> Answer:
     await pausing.unpause(machine, guests.find_guest(machine, call.domid))
     return Answer()
 
 
-def _sysctl_info(machine: Machine, _caller: Incarnation, _call: h.SysctlInfo, _riding: list[int]) -> Answer:
+def _domctl_rename(machine: Machine, _caller: Incarnation, call: d.DomctlRename, _riding: list[int]) -> Answer:
+    guests.rename(machine, guests.find_guest(machine, call.domid), call.name)
+    return Answer()
+
+
+def _domctl_update_config(
+    machine: Machine, _caller: Incarnation, call: d.DomctlUpdateConfig, _riding: list[int]
+) -> Answer:
+    guests.update_config(machine, guests.find_guest(machine, call.domid), call.config)
+    return Answer()
+
+
+async def _domctl_trigger(machine: Machine, _caller: Incarnation, call: d.DomctlTrigger, _riding: list[int]) -> Answer:
+    guest = guests.find_guest(machine, call.domid)
+    if call.trigger is d.Trigger.RESET:
+        guests.reset(machine, guest)
+    else:
+        await orders.press_sysrq(machine, guest, call.key)
+    return Answer()
+
+
+async def _domctl_dump_core(
+    machine: Machine, _caller: Incarnation, call: d.DomctlDumpCore, _riding: list[int]
+) -> Answer:
+    return Answer(await cores.dump(machine, guests.find_guest(machine, call.domid)))
+
+
+def _sysctl_info(machine: Machine, _caller: Incarnation, _call: d.SysctlInfo, _riding: list[int]) -> Answer:
     return Answer(inform.host_info(machine))
 
 
-def _sysctl_drivers(machine: Machine, caller: Incarnation, call: h.SysctlDrivers, _riding: list[int]) -> Answer:
+def _sysctl_drivers(machine: Machine, caller: Incarnation, call: d.SysctlDrivers, _riding: list[int]) -> Answer:
     return _at_length(machine, caller, call, inform.driver_infos(machine))
 
 
-def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject, _riding: list[int]) -> Answer:
+def _sysctl_inject(machine: Machine, _caller: Incarnation, call: d.SysctlInject, _riding: list[int]) -> Answer:
     if not machine.manifest.faults:
         raise Refused(Status.EPERM, "the boot manifest has faults = false: set it to true to let drivers misbehave")
     domain = _find_driver(machine, call.driver)
@@ -380,8 +415,13 @@ def _sysctl_inject(machine: Machine, _caller: Incarnation, call: h.SysctlInject,
     return Answer()
 
 
-async def _sysctl_restart(machine: Machine, _caller: Incarnation, call: h.SysctlRestart, _riding: list[int]) -> Answer:
+async def _sysctl_restart(machine: Machine, _caller: Incarnation, call: d.SysctlRestart, _riding: list[int]) -> Answer:
     await restart_driver(machine, _find_driver(machine, call.driver))
+    return Answer()
+
+
+async def _sysctl_standby(machine: Machine, _caller: Incarnation, call: d.SysctlStandby, _riding: list[int]) -> Answer:
+    await keep_standby(machine, _find_driver(machine, call.driver), call.wanted)
     return Answer()
 
 
@@ -396,6 +436,7 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.Started: _started,
     h.Pong: _pong,
     h.PauseDone: _pause_done,
+    h.OrderDone: _order_done,
     h.Version: _version,
     h.SchedShutdown: _sched_shutdown,
     h.SchedSoftReset: _sched_soft_reset,
@@ -415,14 +456,19 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.ConsoleFault: _acting(consoles.fault),
     h.XenstoreConnect: _xenstore_connect,
     h.XenstoreClosed: _acting(xenstore.closed),
-    h.DomctlCreate: _domctl_create,
-    h.DomctlDestroy: _domctl_destroy,
-    h.DomctlShutdown: _domctl_shutdown,
-    h.DomctlGetInfo: _domctl_get_info,
-    h.DomctlPause: _domctl_pause,
-    h.DomctlUnpause: _domctl_unpause,
-    h.SysctlInfo: _sysctl_info,
-    h.SysctlDrivers: _sysctl_drivers,
-    h.SysctlInject: _sysctl_inject,
-    h.SysctlRestart: _sysctl_restart,
+    d.DomctlCreate: _domctl_create,
+    d.DomctlDestroy: _domctl_destroy,
+    d.DomctlShutdown: _domctl_shutdown,
+    d.DomctlGetInfo: _domctl_get_info,
+    d.DomctlPause: _domctl_pause,
+    d.DomctlUnpause: _domctl_unpause,
+    d.DomctlRename: _domctl_rename,
+    d.DomctlUpdateConfig: _domctl_update_config,
+    d.DomctlTrigger: _domctl_trigger,
+    d.DomctlDumpCore: _domctl_dump_core,
+    d.SysctlInfo: _sysctl_info,
+    d.SysctlDrivers: _sysctl_drivers,
+    d.SysctlInject: _sysctl_inject,
+    d.SysctlRestart: _sysctl_restart,
+    d.SysctlStandby: _sysctl_standby,
 }

@@ -18,8 +18,8 @@ from kernel.version import ABI_VERSION, VERSION
 __all__ = ["domain_info", "driver_infos", "host_info", "jail_in_words"]
 
 
-def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
-    """One domain."""
+def domain_info(machine: Machine, record: DomainRecord, *, long: bool = False) -> DomainInfo:
+    """One domain; `long`: with what it is made from."""
     incarnation = _current(machine, record)
     child = incarnation.child if incarnation else None
     guest = machine.guests.get(record.domid)
@@ -40,6 +40,8 @@ def domain_info(machine: Machine, record: DomainRecord) -> DomainInfo:
         restarts=guest.restarts if guest else driver.driver.restarts if driver else 0,
         vbds=[_vbd_info(machine, vbd) for vbd in machine.vbds.of_guest(record.domid)],
         paused_for=paused_for(machine, guest) if guest and incarnation else [],
+        last_end=guest.last_end if guest else driver.last_death if driver else "",
+        config=(guest.next_config or guest.config) if guest and long else None,
     )
 
 

@@ -17,7 +17,17 @@ import msgspec
 
 from kernel.abi import packet
 from kernel.abi.codec import Codec, encode
-from kernel.abi.keeping import KeepPipe, KeepRequest, KeepTails, PipeEnded, PipeKind, Tail, TailEnd, TailPart
+from kernel.abi.keeping import (
+    KeepPipe,
+    KeepRenamed,
+    KeepRequest,
+    KeepTails,
+    PipeEnded,
+    PipeKind,
+    Tail,
+    TailEnd,
+    TailPart,
+)
 from kernel.abi.status import DomainFault
 from kernel.keeping import Keeping, LogStamper, TailBuffer
 
@@ -62,10 +72,27 @@ class Keeper:
             match message:
                 case KeepPipe():
                     self._keep(message, descriptors.pop(0))
+                case KeepRenamed(before=before, name=name):
+                    self._rename(before, name)
                 case KeepTails():
                     if self._tails:
                         self._tails.close()
                     self._tails = Tails(socket.socket(fileno=descriptors.pop(0)), self._selector, self._tail_of)
+
+    def _rename(self, before: str, name: str) -> None:
+        """Descriptors that are open stay with their file. A disk that refuses leaves the file where it is."""
+        if tail := self._tail_of.pop(before, None):
+            self._tail_of[name] = tail
+        folder, number = self._run / "console", 1
+        source, target = folder / f"{before}.log", folder / f"{name}.log"
+        while (aside := folder / f"{name}.{number}.log").exists():
+            number += 1
+        try:
+            if target.exists():
+                target.rename(aside)
+            source.rename(target)
+        except OSError as error:
+            print(f"keeper: {source}: {error.strerror}: it keeps its name", file=sys.stderr)
 
     def _keep(self, request: KeepPipe, pipe: int) -> None:
         os.set_blocking(pipe, False)

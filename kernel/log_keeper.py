@@ -16,7 +16,7 @@ import trio
 from kernel.abi import packet
 from kernel.abi.codec import Codec
 from kernel.abi.ids import Name, Peer
-from kernel.abi.keeping import KeepPipe, KeepTails, PipeEnded, PipeKind, TailMessage
+from kernel.abi.keeping import KeepPipe, KeepRenamed, KeepTails, PipeEnded, PipeKind, TailMessage
 from kernel.abi.log import Log
 from kernel.abi.status import DomainFault
 from kernel.core.restart import RestartAfter, RestartPolicy, decide
@@ -68,6 +68,13 @@ class LogKeeper:
         self._post(KeepPipe(peer, name, kind), reading)
         return writing
 
+    def rename_console(self, before: Name, name: Name) -> None:
+        """A guest has another name: so has its console's file, and what is still to come of it goes there."""
+        for key, pipe in self._pipes.items():
+            if key[1] is PipeKind.CONSOLE and pipe.name == before:
+                self._pipes[key] = pipe._replace(name=name)
+        self._post(KeepRenamed(before, name))
+
     def open_tails(self) -> int:
         """A channel on which the keeper answers `Tail`s, in the place of the one before: Dom0's end, the caller's."""
         keepers, dom0s = packet.pair()
@@ -76,10 +83,10 @@ class LogKeeper:
         self._post(KeepTails(), self._tails)
         return dom0s.detach()
 
-    def _post(self, message: KeepPipe | KeepTails, descriptor: int) -> None:
+    def _post(self, message: KeepPipe | KeepTails | KeepRenamed, *descriptors: int) -> None:
         """Tell the keeper. One that takes nothing any more is ended, and its successor is told."""
         try:
-            self._link.post([message], [os.dup(descriptor)])
+            self._link.post([message], [os.dup(descriptor) for descriptor in descriptors])
         except DomainFault:
             self._process.kill()
 

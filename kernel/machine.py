@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from kernel.abi.guest_config import GuestConfig
-from kernel.abi.hypercalls import ImageProbed, ShutdownReason
+from kernel.abi.guest_config import GuestConfig, ShutdownReason
+from kernel.abi.hypercalls import ImageProbed
 from kernel.abi.ids import DomId, Peer, VbdHandle
 from kernel.abi.log import Log
 from kernel.abi.packet import Packet
@@ -20,6 +20,7 @@ from kernel.core.grants import GrantTable
 from kernel.core.pausing import Pausing
 from kernel.core.unheard import Unheard
 from kernel.core.vbds import VbdTable
+from kernel.core_file import Core
 from kernel.guest_folders import GuestFolders
 from kernel.images import Image
 from kernel.link import Link
@@ -28,7 +29,7 @@ from kernel.manifest import Dom0Manifest, DriverManifest, Heartbeat, Manifest
 from kernel.run_folder import RunFolder
 from kernel.spawn import Child, Zygotes
 
-__all__ = ["DriverDomain", "Guest", "Incarnation", "Machine", "Probe", "Xenstore"]
+__all__ = ["ActorOrder", "DriverDomain", "Guest", "Incarnation", "Machine", "Probe", "Xenstore"]
 
 
 SOFT_RESETS, SOFT_RESETS_PER_S = 40.0, 10.0
@@ -92,6 +93,14 @@ class DriverDomain:
 
 
 @dataclass(eq=False, slots=True)
+class ActorOrder:
+    """To a guest's actor, until it has said how it went: `why` not, where it could not."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    why: str = ""
+
+
+@dataclass(eq=False, slots=True)
 class Guest:
     """A guest over all its incarnations."""
 
@@ -101,11 +110,19 @@ class Guest:
     folder: Path | None = None
     """Of the incarnation, in the reduced jail."""
     incarnation: Incarnation | None = None
-    deaths_s: list[float] = field(default_factory=list)
-    reboots_s: list[float] = field(default_factory=list)
+    deaths_s: tuple[float, ...] = ()
+    reboots_s: tuple[float, ...] = ()
     restarts: int = 0
     last_end: str = ""
     destroying: bool = False
+    resetting: bool = False
+    next_config: GuestConfig | None = None
+    """What it is to be made from at its next start, where that was changed."""
+    core: Core | None = None
+    """Of the incarnation, where it is to leave one at its end."""
+    dumping: bool = False
+    orders: dict[int, ActorOrder] = field(default_factory=dict)
+    last_order: int = 0
     lasting: bool = False
     """It has started once. One that never did is removed with its first incarnation, whatever its `on_*` settings."""
     accusations_s: list[float] = field(default_factory=list)

@@ -13,7 +13,7 @@ from kernel.machine import Guest, Incarnation, Machine
 from kernel.standing import go_on, stand_still
 
 __all__ = [
-    "answered", "hold_all", "hold_anew", "let_go", "pause", "paused_for", "release_all", "stands",
+    "answered", "hold_all", "hold_anew", "hold_for_dom0", "let_go", "pause", "paused_for", "release_all", "stands",
     "tell_successor", "unpause",
 ]  # fmt: skip
 
@@ -29,6 +29,11 @@ async def pause(machine: Machine, guest: Guest) -> None:
     if pausing.stand is not Stand.PAUSED:
         why = pausing.failure or "another administrator unpaused it"
         raise Refused(Status.EIO, f"guest {guest.config.name} is not paused: {why}")
+
+
+def hold_for_dom0(machine: Machine, guest: Guest) -> None:
+    """Have a guest stand still for the administrator as soon as it can; what comes of it is told as ever."""
+    _obey(machine, guest, guest.pausing.hold(DOM0))
 
 
 async def unpause(machine: Machine, guest: Guest) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "closed",
     "connect",
     "domain_came",
+    "domain_changed",
     "domain_went",
     "has_store",
     "listen",
@@ -92,6 +93,11 @@ def domain_went(machine: Machine, incarnation: Incarnation) -> None:
         gone = guest_gone(peer.domid, machine.vbds.of_guest(peer.domid))
         messages += [XenstorePut(gone), XenstoreRelease(peer)]
     _tell(machine, *messages)
+
+
+def domain_changed(machine: Machine, domid: DomId) -> None:
+    """It has another name, or another configuration."""
+    _tell(machine, *_described(machine, domid))
 
 
 def vbd_changed(machine: Machine, vbd: Vbd) -> None:

@@ -13,36 +13,54 @@ from kernel.abi.admin import (
     AdminDestroy,
     AdminDmesg,
     AdminDrivers,
+    AdminDumpCore,
     AdminExec,
     AdminInfo,
     AdminInject,
     AdminList,
+    AdminListLong,
     AdminPause,
+    AdminRename,
     AdminReply,
     AdminRequest,
     AdminRestart,
     AdminShutdown,
+    AdminStandby,
+    AdminTrigger,
     AdminUnpause,
+    AdminUpdateConfig,
     Answer,
     Part,
 )
 from kernel.abi.console_io import ConsoleMessage
-from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig
+from kernel.abi.domctl import Trigger
+from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig, ShutdownReason
 from kernel.abi.guest_io import ExecMessage, Stream
-from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import DomId, Name
 from kernel.abi.status import Status
 from triovisor.command import BytesSource, Command, ExecResult, pump
 from triovisor.connection import Connection, TvError, connect, find_socket
 
-__all__ = ["Client", "TvError"]
+__all__ = ["Client", "Core", "TvError"]
 
 ANSWER_S = 60.0
 """For an answer, beyond the time that the request itself asks for. The longest is a create with many disks."""
 
+DUMP_S = 120.0
+"""The hypervisor's deadline for a core."""
+
+SYSRQ_KEYS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
 T = TypeVar("T")
 Domains = list[DomainInfo]
 Drivers = list[DriverInfo]
+
+
+class Core(msgspec.Struct, frozen=True):
+    """A core of a guest's memory: its file, on the hypervisor's host, and how large that is, with its holes."""
+
+    path: str
+    bytes: int
 
 
 class Client:
@@ -55,9 +73,9 @@ class Client:
     def __init__(self, run: str | os.PathLike[str] | None = None) -> None:
         self.path = find_socket(run)
 
-    def list(self) -> Domains:
-        """All domains, by domid."""
-        return _convert(self._ask(AdminList()), Domains)
+    def list(self, *, long: bool = False) -> Domains:
+        """All domains, by domid; `long`: each guest's with its configuration."""
+        return _convert(self._ask(AdminListLong() if long else AdminList()), Domains)
 
     def info(self, name: str) -> DomainInfo:
         """One domain."""
@@ -67,9 +85,18 @@ class Client:
         """What the hypervisor says of the host and of itself."""
         return _convert(self._ask(AdminInfo()), dict[str, Any])
 
-    def create(self, config: GuestConfig) -> DomId:
-        """Create and start a guest (`triovisor.config.load` reads one from TOML). Every path in it is absolute."""
-        return _convert(self._ask(AdminCreate(config)), DomId)
+    def create(self, config: GuestConfig, *, paused: bool = False) -> DomId:
+        """Create and start a guest (`triovisor.config.load` reads one from TOML). Every path in it is absolute. With
+        `paused` it stands still from as soon as its kernel can, until `unpause`."""
+        return _convert(self._ask(AdminCreate(config, paused)), DomId)
+
+    def update_config(self, name: str, config: GuestConfig) -> None:
+        """Have a guest be made from this at its next start. Its name, type and disks must be what they are."""
+        self._ask(AdminUpdateConfig(_name(name), config))
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a guest another name. EEXIST where it is taken."""
+        self._ask(AdminRename(_name(name), _name(new)))
 
     def shutdown(self, name: str, *, reboot: bool = False, wait_s: float = 0.0) -> None:
         """Ask a guest to power off or reboot; with `wait_s`, return when it has. ETIMEDOUT if it has not by then."""
@@ -79,6 +106,20 @@ class Client:
     def destroy(self, name: str) -> None:
         """End a guest at once; return when all of it is gone."""
         self._ask(AdminDestroy(_name(name)))
+
+    def reset(self, name: str) -> None:
+        """Press a guest's reset button: it ends at once, and starts anew."""
+        self._ask(AdminTrigger(_name(name), Trigger.RESET))
+
+    def sysrq(self, name: str, key: str) -> None:
+        """Tell a guest's kernel a key of Magic SysRq, a letter or a digit; return when it was told."""
+        if len(key) != 1 or key not in SYSRQ_KEYS:
+            raise TvError(Status.EINVAL, f"{key!r} is no key of SysRq: give a letter or a digit, such as h for help")
+        self._ask(AdminTrigger(_name(name), Trigger.SYSRQ, key))
+
+    def dump_core(self, name: str) -> Core:
+        """Have a guest's memory written into the run's folder, as an ELF core; return when it is whole."""
+        return _convert(self._ask(AdminDumpCore(_name(name)), ANSWER_S + DUMP_S), Core)
 
     def pause(self, name: str) -> None:
         """Have a guest stand still; return when it does. One that does already is no error."""
@@ -95,6 +136,10 @@ class Client:
     def restart_driver(self, driver: str) -> None:
         """Replace a driver's incarnation, or start one that was given up; return when it serves."""
         self._ask(AdminRestart(_name(driver)))
+
+    def keep_standby(self, driver: str, wanted: bool) -> None:
+        """Keep a standby of a driver from now on, or none; return when it is so."""
+        self._ask(AdminStandby(_name(driver), wanted))
 
     def inject(self, driver: str, what: str, count: int = 1) -> None:
         """Make a driver fail on purpose, at the `count`-th time. The order is given on return; it may strike later."""

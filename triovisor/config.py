@@ -3,15 +3,18 @@
 import difflib
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
 
-from kernel.abi.guest_config import MIN_MEMORY_MIB, ONLY_FOR, DiskConfig, GuestConfig
+from kernel.abi.guest_config import MIN_MEMORY_MIB, ONLY_FOR, Action, DiskConfig, GuestConfig
 from triovisor.disks import ConfigError, read_disks, shown
 
 __all__ = ["ConfigError", "load"]
+
+_ACTIONS = " or ".join(f'"{action}"' for action in Action)
 
 _RIGHT = {
     "name": "letters, digits and _ . + -, a letter or digit first, at most 64 in all",
@@ -26,22 +29,53 @@ _RIGHT = {
     "program": "the path of a Python program with async def main(domain)",
     "args": "the program's arguments, at most 64 strings of at most 1024 characters",
     "peers": "names of guests that it may speak with, at most 64 strings",
-    "on_poweroff": '"destroy", "restart" or "preserve"',
-    "on_reboot": '"destroy", "restart" or "preserve"',
-    "on_crash": '"destroy", "restart" or "preserve"',
+    "on_poweroff": _ACTIONS,
+    "on_reboot": _ACTIONS,
+    "on_crash": _ACTIONS,
 }
 """What each key takes, but `disk`."""
 
 _TYPES = get_type_hints(GuestConfig, include_extras=True)
 
 
-def load(path: str | os.PathLike[str]) -> GuestConfig:
-    """Read and check a guest's TOML. Relative paths in it are made absolute against its folder. Raises ConfigError."""
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> GuestConfig:
+    """Read and check a guest's TOML. Relative paths in it are made absolute against its folder. `overrides`: words
+    KEY=VALUE that count instead of what it says; relative paths in them are the caller's. Raises ConfigError."""
     file = Path(path).absolute()
     try:
-        return _guest(_parse(file), file.parent)
+        table = _parse(file)
+        table.update(_override(word) for word in overrides)
+        return _guest(table, file.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+_FILES = ("kernel", "ramdisk", "program")
+
+
+def _override(word: str) -> tuple[str, Any]:
+    """A value is as in TOML; what is none is a string, and so is what the key takes only as one."""
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{word!r} is no KEY=VALUE: write it as memory=128")
+    if key not in _TYPES:
+        raise ConfigError(_unknown_key(key))
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+        msgspec.convert(value, _TYPES[key])
+    except tomllib.TOMLDecodeError:
+        value = text
+    except msgspec.ValidationError:
+        value = text if _takes(key, text) else value
+    return key, os.path.abspath(value) if key in _FILES and isinstance(value, str) else value
+
+
+def _takes(key: str, value: Any) -> bool:
+    try:
+        msgspec.convert(value, _TYPES[key])
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -63,7 +97,7 @@ def _guest(table: dict[str, Any], folder: Path) -> GuestConfig:
         raise ConfigError('name is missing: add a line such as name = "web"')
     values = {key: _value(key, value) for key, value in table.items() if key != "disk"}
     _check_type(values)
-    for key in ("kernel", "ramdisk", "program"):
+    for key in _FILES:
         if key in values:
             values[key] = _file(key, values[key], folder)
     disks = read_disks(table.get("disk", []), folder)

@@ -35,6 +35,16 @@ class TvError(Exception):
         self.status = status
         self.why = why
 
+    @classmethod
+    def invalid(cls, why: str) -> "TvError":
+        """What was asked for cannot be."""
+        return cls(Status.EINVAL, why)
+
+    @classmethod
+    def unknown(cls, why: str) -> "TvError":
+        """What was asked about is not there."""
+        return cls(Status.ENOENT, why)
+
 
 def find_socket(run: str | os.PathLike[str] | None = None) -> Path:
     """The admin socket of the run folder (or the socket) that is given or `$TRIOVISOR_RUN` names.

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
 
 __all__ = [
-    "Table", "columns", "domain_list", "domain_pairs", "driver_table", "pairs", "state_slots", "vbd_table", "visible",
+    "Table", "block_table", "columns", "domain_list", "domain_list_with_ends", "domain_pairs", "driver_table", "pairs",
+    "state_slots", "uptimes", "vbd_table", "vcpu_list", "vcpus", "visible",
 ]  # fmt: skip
 
 
@@ -48,6 +49,83 @@ def domain_list(domains: Iterable[DomainInfo]) -> str:
     return "\n".join(lines)
 
 
+def domain_list_with_ends(domains: Iterable[DomainInfo]) -> str:
+    """The same, and after each line how its last incarnation ended."""
+    domains = list(domains)
+    head, *lines = domain_list(domains).splitlines()
+    ends = [domain.last_end or "-" for domain in domains]
+    return "\n".join([f"{head}  Last end", *(f"{line}  {end}" for line, end in zip(lines, ends, strict=True))])
+
+
+def uptimes(domains: Iterable[DomainInfo]) -> str:
+    """Line for line what `xl uptime` prints (tools/xl/xl_misc.c)."""
+    lines = ["Name                                ID Uptime"]
+    lines += [f"{domain.name:<32} {domain.domid:5d} {_duration(domain.uptime_s)}" for domain in domains]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(int(seconds), 86400)
+    time = f"{rest // 3600:2d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} day{'s' * (days > 1)}, {time}" if days else time
+
+
+class Vcpu(NamedTuple):
+    """A virtual CPU: on which one of the host it runs, where that is known; on which it may."""
+
+    name: str
+    domid: int
+    vcpu: int
+    cpu: int | None
+    state: str
+    time_s: float
+    affinity: str
+
+
+def vcpus(domains: Iterable[DomainInfo], host_cpus: int) -> list[dict[str, Any]]:
+    """Of each domain. One that may run on every CPU of the host has the affinity all."""
+    return [
+        Vcpu(
+            domain.name,
+            domain.domid,
+            vcpu,
+            domain.cpus[0] if len(domain.cpus) == 1 else None,
+            _VCPU_STATES.get(domain.state, "---"),
+            round(domain.cpu_time_s, 1),
+            "all" if len(domain.cpus) >= host_cpus else ",".join(map(str, domain.cpus)) or "-",
+        )._asdict()
+        for domain in domains
+        for vcpu in range(domain.vcpus)
+    ]
+
+
+_VCPU_STATES = {
+    DomainState.STARTING: "r--",
+    DomainState.RUNNING: "r--",
+    DomainState.STOPPING: "r--",
+    DomainState.HELD: "-b-",
+    DomainState.PAUSED: "--p",
+}
+
+
+def vcpu_list(rows: Iterable[dict[str, Any]]) -> str:
+    """With the columns of `xl vcpu-list` (tools/xl/xl_vcpu.c)."""
+    lines = ["Name                                ID  VCPU   CPU State   Time(s) Affinity"]
+    for row in rows:
+        cpu = "-" if row["cpu"] is None else row["cpu"]
+        lines.append(
+            f"{row['name']:<32} {row['domid']:5d} {row['vcpu']:5d} {cpu:>5}   {row['state']} {row['time_s']:9.1f} "
+            f"{row['affinity']}"
+        )
+    return "\n".join(lines)
+
+
+def block_table(domains: Iterable[DomainInfo]) -> Table:
+    """The disks of several domains: those of `vbd_table` with whose they are."""
+    rows = [(domain.name, *row) for domain in domains for row in vbd_table(domain.vbds).rows]
+    return Table(("Name", *vbd_table([]).head), rows)
+
+
 def domain_pairs(domain: DomainInfo) -> str:
     """One domain, a line for each thing known but its vbds."""
     return pairs(
@@ -66,6 +144,7 @@ def domain_pairs(domain: DomainInfo) -> str:
             "uptime_s": f"{domain.uptime_s:.1f}",
             "jail": domain.jail,
             "restarts": domain.restarts,
+            **({"last_end": domain.last_end} if domain.last_end else {}),
         }
     )
 

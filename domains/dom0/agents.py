@@ -11,9 +11,10 @@ from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from kernel.abi import packet
 from kernel.abi.codec import encode
+from kernel.abi.domctl import DomctlGetInfo
 from kernel.abi.guest_config import DomainInfo
 from kernel.abi.guest_io import AGENT_PORT, ExecOffer
-from kernel.abi.hypercalls import ChannelKind, DomctlGetInfo, EvtchnAllocUnbound, EvtchnBindInterdomain
+from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, EvtchnBindInterdomain
 from kernel.abi.ids import Peer, Port
 from kernel.abi.status import DomainFault, KernelBug, Refused, Status
 

@@ -84,7 +84,7 @@ class Sessions:
             case AdminConsole():
                 await self._hand_over(connection, request)
             case AdminDmesg(name=name):
-                tail = await self._tails.tail(name)
+                tail = await self._tails.tail(name and await self._toolstack.name_of(name))
                 parts = [Part(tail[at : at + PART_BYTES]) for at in range(0, len(tail), PART_BYTES)]
                 await _send_all(connection, [*parts, Answer(Status.OK)])
             case _:

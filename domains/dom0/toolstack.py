@@ -12,29 +12,39 @@ from kernel.abi.admin import (
     AdminCreate,
     AdminDestroy,
     AdminDrivers,
+    AdminDumpCore,
     AdminInfo,
     AdminInject,
     AdminList,
+    AdminListLong,
     AdminPause,
+    AdminRename,
     AdminRequest,
     AdminRestart,
     AdminShutdown,
+    AdminStandby,
+    AdminTrigger,
     AdminUnpause,
+    AdminUpdateConfig,
 )
-from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo
-from kernel.abi.hypercalls import (
+from kernel.abi.domctl import (
     DomctlCreate,
     DomctlDestroy,
+    DomctlDumpCore,
     DomctlGetInfo,
     DomctlPause,
+    DomctlRename,
     DomctlShutdown,
+    DomctlTrigger,
     DomctlUnpause,
-    ShutdownReason,
+    DomctlUpdateConfig,
     SysctlDrivers,
     SysctlInfo,
     SysctlInject,
     SysctlRestart,
+    SysctlStandby,
 )
+from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, ShutdownReason
 from kernel.abi.status import KernelBug, Refused, Status
 
 __all__ = ["Toolstack"]
@@ -60,12 +70,24 @@ class Toolstack:
         match request:
             case AdminList():
                 return await self._domains()
+            case AdminListLong():
+                return (await self._domain.call(DomctlGetInfo, long=True)).value
             case AdminInfo(name=None):
                 return (await self._domain.call(SysctlInfo)).value
             case AdminInfo(name=str(name)):
                 return await self.find(name)
-            case AdminCreate(config=config):
-                return (await self._domain.call(DomctlCreate, config=config)).value
+            case AdminCreate(config=config, paused=paused):
+                return (await self._domain.call(DomctlCreate, config=config, paused=paused)).value
+            case AdminRename(name=name, new=new):
+                return await self._about(name, DomctlRename, name=new)
+            case AdminUpdateConfig(name=name, config=config):
+                return await self._about(name, DomctlUpdateConfig, config=config)
+            case AdminTrigger(name=name, trigger=trigger, key=key):
+                return await self._about(name, DomctlTrigger, trigger=trigger, key=key)
+            case AdminDumpCore(name=name):
+                return await self._about(name, DomctlDumpCore)
+            case AdminStandby(driver=driver, wanted=wanted):
+                return (await self._domain.call(SysctlStandby, driver=driver, wanted=wanted)).value
             case AdminShutdown():
                 return await self._shut_down(request)
             case AdminDestroy(name=name):
@@ -83,14 +105,24 @@ class Toolstack:
         raise KernelBug(f"{type(request).__name__} is not served here")
 
     async def find(self, name: str) -> DomainInfo:
-        """The domain of that name. Refuses ENOENT."""
+        """The domain of that name, or of that domid. Refuses ENOENT."""
         domains = await self._domains()
         for domain in domains:
             if domain.name == name:
                 return domain
+        for domain in domains:
+            if str(domain.domid) == name:
+                return domain
         near = difflib.get_close_matches(name, [domain.name for domain in domains], 1)
         meant = f", only {near[0]!r}" if near else ""
         raise Refused(Status.ENOENT, f"there is no domain {name!r}{meant}: tv list shows all")
+
+    async def name_of(self, name: str) -> str:
+        """That name, or of the domain of that domid. One that is gone has left a console under its name."""
+        try:
+            return (await self.find(name)).name
+        except Refused:
+            return name
 
     async def running_guest(self, name: str) -> DomainInfo:
         """The guest of that name. Refuses as `living_guest`, and EHOSTDOWN where it is paused."""
@@ -130,9 +162,9 @@ class Toolstack:
     async def _domains(self) -> list[DomainInfo]:
         return _infos((await self._domain.call(DomctlGetInfo)).value)
 
-    async def _about(self, name: str, operation: type[Struct]) -> None:
-        domain = await self.find(name)
-        await self._domain.call(operation, domid=domain.domid)
+    async def _about(self, guest: str, operation: type[Struct], **fields: Any) -> Any:
+        domain = await self.find(guest)
+        return (await self._domain.call(operation, domid=domain.domid, **fields)).value
 
     async def _shut_down(self, request: AdminShutdown) -> None:
         if request.reason not in _ASKED_TO:

@@ -1,6 +1,8 @@
 """A guest's actor: front ends of its devices, its console, its agent, and the start and end of its operating system."""
 
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NoReturn
 
 import trio
@@ -9,6 +11,7 @@ from domains.frontends.backing import size_of_rings
 from domains.frontends.console_ring import ConsoleRing
 from domains.guests.commands import Commands
 from domains.guests.console import Console
+from domains.guests.core_dump import SystemMemory, system_memory, wait_for_memory
 from domains.guests.disks import Disks
 from domains.guests.mconsole import Mconsole
 from domains.guests.notes import Notes
@@ -28,22 +31,25 @@ from domains.guests.uml import ExitReason, GuestExit, UmlDisk, UmlSpec, classify
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.guest_io import AGENT_PORT
-from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, PauseDone, SchedShutdown, ShutdownReason
+from kernel.abi.hypercalls import ChannelKind, EvtchnAllocUnbound, OrderDone, PauseDone, SchedShutdown
 from kernel.abi.ids import ANY_GENERATION, DOM0, Peer
 from kernel.abi.io.ring import Sealed
 from kernel.abi.packet import close_all
 from kernel.abi.roles import GuestStart
-from kernel.abi.status import Refused
+from kernel.abi.status import DomainFault, Refused, Status
 from kernel.abi.upcalls import (
     BackendActive,
     BackendOffered,
     BackendWithdrawn,
     ConsoleBackend,
+    CoreRequested,
     EvtchnConnected,
     PauseRequested,
     PeerDied,
     ShutdownRequested,
+    SysrqRequested,
 )
 
 __all__ = ["Actor"]
@@ -52,6 +58,9 @@ UMID = "guest"
 
 LAST_WORDS_S = 0.5
 """For the console to give what the kernel wrote before it ended. A helper that lives on may hold the line open."""
+
+SYSRQ_S = 5.0
+"""For a kernel to hear a key."""
 
 LIVES_TOLD_APART, NUMBERS_OF_ONE = 60, 1024
 """An actor's ports and grants have other numbers than its predecessor's: a backend may be about to map one of those."""
@@ -86,6 +95,8 @@ class Actor:
         self._uml_dir = f"{run}/uml"
         mconsole = Mconsole(f"{self._uml_dir}/{UMID}/mconsole", f"{self._uml_dir}/own.{domain.life}.")
         self._standing = Standing(mconsole)
+        self._mconsole = mconsole
+        self._memory: SystemMemory | None = None
 
     async def beat(self) -> None:
         """Return once the block loop has turned."""
@@ -99,8 +110,12 @@ class Actor:
         self._console.start()
         failed = await self._begin()
         self._nursery.start_soon(self._commands.serve)
+        if "core" in self._domain.descriptors:
+            self._nursery.start_soon(self._hold_memory)
         exit_ = failed or await self._follow_system()
-        await self._say_end(REASONS.get(exit_.reason, ShutdownReason.CRASH), exit_.detail)
+        reason = REASONS.get(exit_.reason, ShutdownReason.CRASH)
+        await self._leave_core(reason)
+        await self._say_end(reason, exit_.detail)
 
     async def _begin(self) -> GuestExit | None:
         """Take up a new guest, or one whose actor died. Its end, if it cannot be."""
@@ -115,6 +130,18 @@ class Actor:
         self._domain.log.warning("actor.died", how=was.how)
         self._domain.log.info("actor.started", number=self._domain.life)
         return None if was.system_started else await self._order_system()
+
+    async def _hold_memory(self) -> None:
+        """A core is to be left: keep the memory, which the operating system would take along."""
+        self._memory = await wait_for_memory()
+
+    async def _leave_core(self, reason: ShutdownReason) -> None:
+        if self._memory is None or not self._start.config.follows(reason).dumps:
+            return
+        try:
+            await self._memory.write_core(self._domain.descriptors["core"], self._domain.log)
+        except Refused as refusal:
+            self._domain.log.error("core.failed", why=refusal.why)
 
     async def _say_end(self, reason: ShutdownReason, detail: str) -> None:
         """Once, though a predecessor may have said it."""
@@ -199,8 +226,39 @@ class Actor:
                 await self._console.serve_by(backend)
             case ShutdownRequested(reason=reason):
                 self._commands.shut_down(reason)
+            case SysrqRequested(order=order, key=key):
+                self._nursery.start_soon(self._carry_out, order, partial(self._press_sysrq, key))
+            case CoreRequested(order=order):
+                self._nursery.start_soon(self._carry_out, order, partial(self._write_core, descriptors.pop()))
             case PauseRequested():
                 self._nursery.start_soon(self._pause, message)
+
+    async def _carry_out(self, order: int, act: Callable[[], Awaitable[None]]) -> None:
+        why = ""
+        try:
+            await act()
+        except Refused as refusal:
+            why = refusal.why
+        await self._domain.say(OrderDone(order, why[:512]))
+
+    async def _press_sysrq(self, key: str) -> None:
+        try:
+            with trio.fail_after(SYSRQ_S):
+                said = await self._mconsole.ask(f"sysrq {key}")
+        except (DomainFault, OSError, trio.TooSlowError) as error:
+            raise Refused(Status.EIO, f"its kernel cannot be told a key: {error or 'it does not answer'}") from error
+        if said.error:
+            raise Refused(Status.EIO, f"its kernel was told SysRq {key} and says {said.text[:80]!r}")
+
+    async def _write_core(self, core: int) -> None:
+        try:
+            memory = system_memory()
+            if memory is None:
+                raise Refused(Status.EIO, "its kernel has no memory yet: try again when it has booted")
+            with memory:
+                await memory.write_core(core, self._domain.log)
+        finally:
+            close_all([core])
 
     async def _pause(self, wish: PauseRequested) -> None:
         why = ""

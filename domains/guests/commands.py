@@ -29,6 +29,7 @@ from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
 from domains.runtime.numbers import Numbers
 from kernel.abi.codec import Codec, Undecodable, encode
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.guest_io import (
     AgentMessage,
     ExecEnded,
@@ -40,7 +41,7 @@ from kernel.abi.guest_io import (
     ExecStart,
     Stream,
 )
-from kernel.abi.hypercalls import EvtchnBindInterdomain, EvtchnClose, ShutdownReason
+from kernel.abi.hypercalls import EvtchnBindInterdomain, EvtchnClose
 from kernel.abi.ids import Peer
 from kernel.abi.packet import close_all
 from kernel.abi.status import DomainFault, Refused, Status

@@ -11,7 +11,8 @@ from domains.native.disk import SECTOR_BYTES, Disk
 from domains.native.domain import Domain
 from domains.native.event_channels import Doorbell, EventChannels, MessageChannel, PeerGone, Unbound
 from domains.native.grants import Granted, Grants, Mapped
-from kernel.abi.hypercalls import Access, ShutdownReason
+from kernel.abi.guest_config import ShutdownReason
+from kernel.abi.hypercalls import Access
 from kernel.abi.ids import ANY_GENERATION, DomId, Generation, Peer
 from kernel.abi.status import DomainFault, Refused, Status
 

@@ -19,7 +19,8 @@ from domains.native.event_channels import OWN_PORTS, EventChannels
 from domains.native.grants import Grants
 from domains.runtime import domain as runtime
 from domains.runtime.numbers import Numbers
-from kernel.abi.hypercalls import EvtchnResolve, SchedShutdown, ShutdownReason, Version
+from kernel.abi.guest_config import ShutdownReason
+from kernel.abi.hypercalls import EvtchnResolve, SchedShutdown, Version
 from kernel.abi.ids import Peer
 from kernel.abi.roles import NativeStart
 from kernel.abi.upcalls import BackendActive, BackendOffered, BackendWithdrawn, EvtchnConnected, PeerDied

@@ -13,7 +13,8 @@ from domains.native.domain import Domain
 from domains.native.program import BadProgram, Main, describe, load
 from domains.runtime import domain as runtime
 from domains.runtime.threads import share_one_arena
-from kernel.abi.hypercalls import SchedShutdown, ShutdownReason
+from kernel.abi.guest_config import ShutdownReason
+from kernel.abi.hypercalls import SchedShutdown
 from kernel.abi.packet import close_all
 from kernel.abi.roles import NativeStart
 from kernel.abi.upcalls import ShutdownRequested

@@ -12,12 +12,18 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from kernel.abi.codec import PART_BYTES
-from kernel.abi.guest_config import GuestConfig
-from kernel.abi.hypercalls import ShutdownReason
+from kernel.abi.domctl import Trigger
+from kernel.abi.guest_config import GuestConfig, ShutdownReason
 from kernel.abi.ids import U63, Generation, Name
 from kernel.abi.status import Status
 
 __all__ = [
+    "AdminStandby",
+    "AdminDumpCore",
+    "AdminTrigger",
+    "AdminUpdateConfig",
+    "AdminRename",
+    "AdminListLong",
     "AdminConsole",
     "AdminCreate",
     "AdminDestroy",
@@ -49,9 +55,10 @@ class AdminInfo(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_f
 
 
 class AdminCreate(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Create and start a guest. Every path in it is absolute. Value: its domid."""
+    """Create and start a guest, to stand still at once if `paused`. Every path in it is absolute. Value: its domid."""
 
     config: GuestConfig
+    paused: bool = False
 
 
 class AdminShutdown(Struct, tag=0x04, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +137,45 @@ class AdminConsole(Struct, tag=0x14, array_like=True, frozen=True, forbid_unknow
     watch: bool = False
 
 
+class AdminListLong(Struct, tag=0x15, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """As `AdminList`, and each guest with its configuration."""
+
+
+class AdminRename(Struct, tag=0x16, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Give a guest another name (`DomctlRename`)."""
+
+    name: Name
+    new: Name
+
+
+class AdminUpdateConfig(Struct, tag=0x17, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Have a guest be something else from its next start on (`DomctlUpdateConfig`). Every path is absolute."""
+
+    name: Name
+    config: GuestConfig
+
+
+class AdminTrigger(Struct, tag=0x18, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Press a key or a button of a guest's (`DomctlTrigger`)."""
+
+    name: Name
+    trigger: Trigger
+    key: Annotated[str, Meta(pattern=r"^[a-z0-9]?\Z")] = ""
+
+
+class AdminDumpCore(Struct, tag=0x19, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Write a core of a guest's memory into the run's folder. Value: a map `{path, bytes}` (`DomctlDumpCore`)."""
+
+    name: Name
+
+
+class AdminStandby(Struct, tag=0x1A, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Keep a standby of a driver, or keep none (`SysctlStandby`)."""
+
+    driver: Name
+    wanted: bool
+
+
 class Part(Struct, tag=0x20, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A piece of a long answer."""
 
@@ -158,5 +204,11 @@ AdminRequest = (
     | AdminUnpause
     | AdminRestart
     | AdminConsole
+    | AdminStandby
+    | AdminDumpCore
+    | AdminTrigger
+    | AdminUpdateConfig
+    | AdminRename
+    | AdminListLong
 )
 AdminReply = Part | Answer

@@ -7,7 +7,19 @@ from types import ModuleType
 from msgspec import Struct
 from msgspec.inspect import type_info
 
-from kernel.abi import admin, console_io, guest_io, hypercalls, keeping, log_events, spawn, status, store_io, upcalls
+from kernel.abi import (
+    admin,
+    console_io,
+    domctl,
+    guest_io,
+    hypercalls,
+    keeping,
+    log_events,
+    spawn,
+    status,
+    store_io,
+    upcalls,
+)
 
 __all__ = ["DOCUMENT", "catalogue"]
 
@@ -15,6 +27,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "abi.md"
 
 CHANNELS: tuple[tuple[str, ModuleType], ...] = (
     ("Hypercalls: domain → hypervisor", hypercalls),
+    ("Hypercalls: Dom0 → hypervisor", domctl),
     ("Upcalls: hypervisor → domain", upcalls),
     ("Administration: tv ↔ Dom0", admin),
     ("Commands in a guest: Dom0 ↔ guest", guest_io),

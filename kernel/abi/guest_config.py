@@ -19,6 +19,7 @@ __all__ = [
     "DriverInfo",
     "GuestConfig",
     "ImageFormat",
+    "ShutdownReason",
     "VbdInfo",
 ]
 
@@ -36,12 +37,30 @@ Cpus = Annotated[str, Meta(max_length=256, pattern=r"^[0-9]{1,4}(-[0-9]{1,4})?(,
 Argument = Annotated[str, Meta(max_length=1024, pattern=r"^[^\0]*\Z")]
 
 
+class ShutdownReason(enum.IntEnum):
+    """Why a domain ends (`xen/include/public/sched.h`, SHUTDOWN_*)."""
+
+    POWEROFF = 0
+    REBOOT = 1
+    SUSPEND = 2
+    CRASH = 3
+    WATCHDOG = 4
+
+
 class Action(enum.StrEnum):
     """What follows the end of a guest (`xl.cfg`: on_poweroff, on_reboot, on_crash)."""
 
     DESTROY = "destroy"
     RESTART = "restart"
     PRESERVE = "preserve"
+    RENAME_RESTART = "rename-restart"
+    COREDUMP_DESTROY = "coredump-destroy"
+    COREDUMP_RESTART = "coredump-restart"
+
+    @property
+    def dumps(self) -> bool:
+        """A core of the guest's memory is written first."""
+        return self in (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART)
 
 
 ImageFormat = Literal["raw", "qcow2"]
@@ -87,6 +106,11 @@ class GuestConfig(Struct, forbid_unknown_fields=True, frozen=True):
     on_reboot: Action = Action.RESTART
     on_crash: Action = Action.DESTROY
 
+    def follows(self, reason: ShutdownReason) -> Action:
+        """What is to follow an end for this reason."""
+        endings = {ShutdownReason.POWEROFF: self.on_poweroff, ShutdownReason.REBOOT: self.on_reboot}
+        return endings.get(reason, self.on_crash)
+
 
 ONLY_FOR = {
     "kernel": "pv",
@@ -131,7 +155,8 @@ class VbdInfo(Struct, frozen=True):
 class DomainInfo(Struct, frozen=True):
     """One domain as `tv list` and `tv info` tell it. Times in seconds, memory in MiB. `pid` is in the host's
     namespace. `paused_for`: for whom it stands still, or is about to: dom0, where the administrator had it paused, and
-    each driver of it that is given up."""
+    each driver of it that is given up. `last_end`: how its last incarnation ended, in words. `config`: what a guest is
+    made from at its next start, where that was asked for."""
 
     domid: DomId
     name: str
@@ -148,6 +173,8 @@ class DomainInfo(Struct, frozen=True):
     restarts: int
     vbds: list[VbdInfo] = []
     paused_for: list[Name] = []
+    last_end: str = ""
+    config: GuestConfig | None = None
 
 
 class DriverInfo(Struct, frozen=True):

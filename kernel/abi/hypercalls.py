@@ -1,4 +1,5 @@
-"""Domain → hypervisor: the hypercalls, in groups as in Xen, and the few words that need no answer.
+"""Domain → hypervisor: the hypercalls, in groups as in Xen, and the few words that need no answer. Those that only Dom0
+may make are in `kernel.abi.domctl`.
 
 Every hypercall carries the caller's own `request` number and gets one `Reply` with it.
 A message that is none of these gets ENOSYS where it has a request number, and is a fault where it has not.
@@ -13,8 +14,25 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from kernel.abi.guest_config import GuestConfig
-from kernel.abi.ids import U32, U63, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
+from kernel.abi.domctl import (
+    DomctlCreate,
+    DomctlDestroy,
+    DomctlDumpCore,
+    DomctlGetInfo,
+    DomctlPause,
+    DomctlRename,
+    DomctlShutdown,
+    DomctlTrigger,
+    DomctlUnpause,
+    DomctlUpdateConfig,
+    SysctlDrivers,
+    SysctlInfo,
+    SysctlInject,
+    SysctlRestart,
+    SysctlStandby,
+)
+from kernel.abi.guest_config import ShutdownReason
+from kernel.abi.ids import U32, U63, GrantRef, Name, Peer, Port, Request, VbdHandle
 
 __all__ = [
     "DESCRIPTORS",
@@ -22,12 +40,6 @@ __all__ = [
     "ChannelKind",
     "ConsoleConnect",
     "ConsoleFault",
-    "DomctlCreate",
-    "DomctlDestroy",
-    "DomctlGetInfo",
-    "DomctlPause",
-    "DomctlShutdown",
-    "DomctlUnpause",
     "EvtchnAllocUnbound",
     "EvtchnBindInterdomain",
     "EvtchnClose",
@@ -37,16 +49,12 @@ __all__ = [
     "GnttabMap",
     "Hypercall",
     "ImageProbed",
+    "OrderDone",
     "PauseDone",
     "Pong",
     "SchedShutdown",
     "SchedSoftReset",
-    "ShutdownReason",
     "Started",
-    "SysctlInject",
-    "SysctlInfo",
-    "SysctlDrivers",
-    "SysctlRestart",
     "Version",
     "XenbusConnect",
     "XenbusConnected",
@@ -56,22 +64,10 @@ __all__ = [
     "XenstoreConnect",
 ]
 
-Request = Annotated[RequestId, Meta(ge=0, le=0xFFFF_FFFF)]
 PortNumber = Annotated[Port, Meta(ge=1, le=0xFFFF)]
 Ref = Annotated[GrantRef, Meta(ge=1, le=0xFFFF)]
 Handle = Annotated[VbdHandle, Meta(ge=1, le=0xFFFF_FFFF)]
-Domain = Annotated[DomId, Meta(ge=0, le=0x7FFF)]
 Detail = Annotated[str, Meta(max_length=512)]
-
-
-class ShutdownReason(enum.IntEnum):
-    """Why a domain ends (`xen/include/public/sched.h`, SHUTDOWN_*)."""
-
-    POWEROFF = 0
-    REBOOT = 1
-    SUSPEND = 2
-    CRASH = 3
-    WATCHDOG = 4
 
 
 class Access(enum.IntEnum):
@@ -115,6 +111,17 @@ class PauseDone(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_f
     """
 
     sequence: U32
+    why: Detail = ""
+
+
+class OrderDone(Struct, tag=0x3E, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to `SysrqRequested` and `CoreRequested`: done, or `why` not.
+
+    Caller:  a PV guest's actor. No answer.
+    Fault:   none; a wrong `order` counts as silence.
+    """
+
+    order: U32
     why: Detail = ""
 
 
@@ -374,132 +381,11 @@ class XenstoreClosed(Struct, tag=0x41, array_like=True, frozen=True, forbid_unkn
     connection: U63
 
 
-class DomctlCreate(Struct, tag=0x30, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Create a guest and start it.
-
-    Caller:  Dom0.
-    Promise: an OK carries the new domid; anything else has left nothing behind.
-    Errors:  EEXIST the name is taken, ENOENT a file or driver is missing, EBUSY another holds an image, EINVAL the
-             configuration cannot be, ENOSPC a driver serves all the disks that it can, ENOMEM. The reply's `why` is one
-             line for the administrator.
-    """
-
-    request: Request
-    config: GuestConfig
-
-
-class DomctlDestroy(Struct, tag=0x31, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """End a guest at once, as pulling its plug does.
-
-    Caller:  Dom0.
-    Promise: OK when every process of it is gone.
-    Errors:  ENOENT no such guest, EPERM it is Dom0 or a driver domain.
-    """
-
-    request: Request
-    domid: Domain
-
-
-class DomctlShutdown(Struct, tag=0x32, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Ask a guest's operating system to power off or reboot.
-
-    Caller:  Dom0.
-    Promise: OK when it was asked; `DomctlGetInfo` tells when it has.
-    Errors:  ENOENT no such guest, EPERM it is no guest.
-    """
-
-    request: Request
-    domid: Domain
-    reason: ShutdownReason
-
-
-class DomctlGetInfo(Struct, tag=0x33, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Ask about one domain, or about all.
-
-    Caller:  Dom0.
-    Promise: the value is a list of `DomainInfo`, by domid.
-    Errors:  ENOENT no such domain.
-    """
-
-    request: Request
-    domid: Domain | None = None
-
-
-class DomctlPause(Struct, tag=0x34, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Have a guest's operating system stand still (`XEN_DOMCTL_pausedomain`, though it is not counted).
-
-    Caller:  Dom0.
-    Promise: OK when it stands still, also where it did already.
-    Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EIO or ETIMEDOUT it goes on.
-    """
-
-    request: Request
-    domid: Domain
-
-
-class DomctlUnpause(Struct, tag=0x35, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Take `DomctlPause` back.
-
-    Caller:  Dom0.
-    Promise: OK when it goes on, also where it had not been paused.
-    Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EIO or ETIMEDOUT it stands still,
-             EBUSY a driver of it is given up: it stays paused for that.
-    """
-
-    request: Request
-    domid: Domain
-
-
-class SysctlInfo(Struct, tag=0x38, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Ask about the host and the hypervisor (`XEN_SYSCTL_physinfo`).
-
-    Caller:  Dom0.
-    Promise: the value is a map of names and values, as `tv info` prints them.
-    """
-
-    request: Request
-
-
-class SysctlDrivers(Struct, tag=0x39, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Ask about the driver domains and what they serve.
-
-    Caller:  Dom0.
-    Promise: the value is a list of `DriverInfo`.
-    """
-
-    request: Request
-
-
-class SysctlInject(Struct, tag=0x3A, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Make a driver fail in a chosen way: at a fault point of its loop, or by misbehaving at its next turn.
-
-    Caller:  Dom0.
-    Promise: an OK says that the order was sent, not that it has struck.
-    Errors:  ENOENT no such driver, EPERM the manifest has `faults = false`, EINVAL no such point or act.
-    """
-
-    request: Request
-    driver: Name
-    what: Annotated[str, Meta(max_length=64)]
-    count: Annotated[int, Meta(ge=1, le=0xFFFF_FFFF)] = 1
-
-
-class SysctlRestart(Struct, tag=0x3B, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Replace the incarnation of a driver that serves, or start one that was given up. Its deaths are forgotten.
-
-    Caller:  Dom0.
-    Promise: OK when another incarnation serves; guests that stood still for want of it are going on.
-    Errors:  ENOENT no such driver, EIO it was given up meanwhile, ETIMEDOUT no other serves yet.
-    """
-
-    request: Request
-    driver: Name
-
-
 Hypercall = (
     Started
     | Pong
     | PauseDone
+    | OrderDone
     | Version
     | SchedShutdown
     | SchedSoftReset
@@ -525,10 +411,15 @@ Hypercall = (
     | DomctlGetInfo
     | DomctlPause
     | DomctlUnpause
+    | DomctlRename
+    | DomctlUpdateConfig
+    | DomctlTrigger
+    | DomctlDumpCore
     | SysctlInfo
     | SysctlDrivers
     | SysctlInject
     | SysctlRestart
+    | SysctlStandby
 )
 
 DESCRIPTORS: dict[type[Struct], int] = {GnttabGrant: 1}

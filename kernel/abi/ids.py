@@ -9,11 +9,13 @@ __all__ = [
     "DOM0",
     "HYPERVISOR",
     "DomId",
+    "Domain",
     "Generation",
     "GrantRef",
     "Name",
     "Peer",
     "Port",
+    "Request",
     "RequestId",
     "Sector",
     "VbdHandle",
@@ -52,6 +54,8 @@ ANY_GENERATION = Generation(0)
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 U63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
+Request = Annotated[RequestId, Meta(ge=0, le=0xFFFF_FFFF)]
+Domain = Annotated[DomId, Meta(ge=0, le=0x7FFF)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*\Z")]
 """A domain's name: what `xl` allows, without a leading dot or dash, so that it is also a safe file name. (`\\Z`, since
 `$` would let a last newline pass.)"""
@@ -62,7 +66,7 @@ Path = Annotated[str, Meta(min_length=1, max_length=4095, pattern=r"^[^\0]+\Z")]
 class Peer(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One incarnation of a domain. A message to a dead incarnation is an error and never a surprise."""
 
-    domid: Annotated[DomId, Meta(ge=0, le=0x7FFF)]
+    domid: Domain
     generation: Annotated[Generation, Meta(ge=0, le=0xFFFF_FFFF)]
 
     def __str__(self) -> str:

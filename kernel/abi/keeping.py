@@ -14,6 +14,7 @@ from kernel.abi.ids import Name, Peer
 __all__ = [
     "TAIL_BYTES",
     "KeepPipe",
+    "KeepRenamed",
     "KeepRequest",
     "KeepTails",
     "PipeEnded",
@@ -49,6 +50,14 @@ class KeepTails(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_f
     descriptor."""
 
 
+class KeepRenamed(Struct, tag=0x04, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Hypervisor → keeper: the guest of that name has another: so has its console. A file of that name, of an earlier
+    guest, is kept with a number behind it."""
+
+    before: Name
+    name: Name
+
+
 class PipeEnded(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Keeper → hypervisor: that pipe is at its end, and all of it is in its file."""
 
@@ -74,5 +83,5 @@ class TailEnd(Struct, tag=0x12, array_like=True, frozen=True, forbid_unknown_fie
     known: bool
 
 
-KeepRequest = KeepPipe | KeepTails | Tail
+KeepRequest = KeepPipe | KeepTails | KeepRenamed | Tail
 TailMessage = PipeEnded | TailPart | TailEnd

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from kernel.abi.codec import PART_BYTES
-from kernel.abi.hypercalls import ChannelKind, ShutdownReason
+from kernel.abi.guest_config import ShutdownReason
+from kernel.abi.hypercalls import ChannelKind
 from kernel.abi.ids import U32, U63, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 from kernel.abi.store_io import StoreNode
@@ -18,6 +19,7 @@ __all__ = [
     "BackendWithdrawn",
     "ConsoleBackend",
     "ConsoleRing",
+    "CoreRequested",
     "DriverGivenUp",
     "EvtchnConnected",
     "ImageProbe",
@@ -30,6 +32,7 @@ __all__ = [
     "ReplyPart",
     "ShutdownRequested",
     "SoftReset",
+    "SysrqRequested",
     "Upcall",
     "VbdAttached",
     "VbdBacking",
@@ -97,6 +100,20 @@ class PauseRequested(Struct, tag=0x85, array_like=True, frozen=True, forbid_unkn
 
     sequence: U32
     paused: bool
+
+
+class SysrqRequested(Struct, tag=0xA2, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a PV guest: tell your kernel this key of Magic SysRq, and say `OrderDone`."""
+
+    order: U32
+    key: Annotated[str, Meta(pattern=r"^[a-z0-9]\Z")]
+
+
+class CoreRequested(Struct, tag=0xA3, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To a PV guest: write an ELF core of your operating system's memory, and say `OrderDone`. Carries one descriptor,
+    a new file; a core is whole once it has its header, which is written last."""
+
+    order: U32
 
 
 class SoftReset(Struct, tag=0x86, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -302,6 +319,8 @@ Upcall = (
     | ShutdownRequested
     | PauseRequested
     | SoftReset
+    | SysrqRequested
+    | CoreRequested
     | EvtchnConnected
     | VbdAttached
     | VbdRing
@@ -337,5 +356,6 @@ DESCRIPTORS: dict[type[Struct], int] = {
     XenstoreActive: 1,
     XenstoreClient: 1,
     XenstoreStream: 4,
+    CoreRequested: 1,
 }
 """Descriptors that ride along with a message. A `Reply` says its own number."""

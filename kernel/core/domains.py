@@ -88,8 +88,7 @@ class DomainTable:
 
     def add(self, name: str, kind: Kind) -> DomainRecord:
         """A new domain, with no incarnation yet. The first is Dom0. Refuses a name that is taken (EEXIST)."""
-        if any(record.name == name for record in self._records.values()):
-            raise Refused(Status.EEXIST, f"a domain named {name!r} exists: choose another name, or tv destroy {name}")
+        self._check_free(name)
         if len(self._records) >= MAX_DOMAINS:
             raise Refused(Status.ENOSPC, f"{MAX_DOMAINS} domains exist: destroy one first")
         if (kind is Kind.DOM0) != (self._next == DOM0):
@@ -116,6 +115,15 @@ class DomainTable:
             del record.lives[peer.generation]
         else:
             record.lives[peer.generation] = life
+
+    def rename(self, domid: DomId, name: str) -> None:
+        """Give a domain another name. Refuses one that is taken (EEXIST)."""
+        self._check_free(name)
+        self[domid].name = name
+
+    def _check_free(self, name: str) -> None:
+        if any(record.name == name for record in self._records.values()):
+            raise Refused(Status.EEXIST, f"a domain named {name!r} exists: choose another name, or tv destroy {name}")
 
     def remove(self, domid: DomId) -> None:
         """Forget a domain whose incarnations are all gone."""

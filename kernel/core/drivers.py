@@ -50,7 +50,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """End this incarnation: the administrator wants another in its place."""
+    """End this incarnation: the administrator wants another in its place, or no standby."""
 
     peer: Peer
 
@@ -60,8 +60,8 @@ Order = Spawn | Activate | Withdraw | Abandon | End
 
 @dataclass(slots=True)
 class Driver:
-    """A driver domain. Feed it `boot`, `cloned`, `accused`, `died`, `restart`, in the order in which they happen; obey
-    its orders in order."""
+    """A driver domain. Feed it `boot`, `cloned`, `accused`, `died`, `restart`, `keep_standby`, in the order in which
+    they happen; obey its orders in order."""
 
     policy: RestartPolicy
     wants_standby: bool
@@ -75,6 +75,7 @@ class Driver:
     _had_active: bool = False
     _gave_way: bool = False
     _replaced: Peer | None = None
+    _dismissed: Peer | None = None
     _exhausted: bool = False
 
     def boot(self) -> list[Order]:
@@ -89,7 +90,18 @@ class Driver:
             successor = self._had_active
             return [self._activate(peer), *self._fill(0.0, gives_way=successor)]
         self.standby = peer
-        return []
+        return [] if self.wants_standby else self._dismiss()
+
+    def keep_standby(self, wanted: bool) -> list[Order]:
+        """The administrator wants a standby from now on, or none. One that is dismissed is no death."""
+        self.wants_standby = wanted
+        return self._fill(0.0) if wanted else self._dismiss()
+
+    def _dismiss(self) -> list[Order]:
+        if self.standby is None:
+            return []
+        self._dismissed = self.standby
+        return [End(self.standby)]
 
     def accused(self, peer: Peer) -> None:
         """The incarnation broke the ABI. It is being ended; what it published last is not to be believed."""
@@ -108,7 +120,7 @@ class Driver:
             if self.standby is not None:
                 promoted, self.standby = self.standby, None
                 orders.append(self._activate(promoted))
-        if peer == self._replaced:
+        if peer in (self._replaced, self._dismissed):
             return orders + self._fill(0.0, gives_way=promoted is not None)
         return orders + self._after_death(now_s, gives_way=promoted is not None)
 

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.status import Refused, Status
 from kernel.core.domains import Kind
@@ -15,6 +16,7 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.Started: _EVERYBODY,
     h.Pong: _EVERYBODY,
     h.PauseDone: frozenset({Kind.GUEST}),
+    h.OrderDone: frozenset({Kind.GUEST}),
     h.Version: _EVERYBODY,
     h.SchedShutdown: _EVERYBODY,
     h.SchedSoftReset: frozenset({Kind.GUEST}),
@@ -34,16 +36,21 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.ImageProbed: frozenset({Kind.DRIVER}),
     h.XenstoreConnect: _EVERYBODY,
     h.XenstoreClosed: frozenset({Kind.DRIVER}),
-    h.DomctlCreate: _DOM0,
-    h.DomctlDestroy: _DOM0,
-    h.DomctlShutdown: _DOM0,
-    h.DomctlGetInfo: _DOM0,
-    h.DomctlPause: _DOM0,
-    h.DomctlUnpause: _DOM0,
-    h.SysctlInfo: _DOM0,
-    h.SysctlDrivers: _DOM0,
-    h.SysctlInject: _DOM0,
-    h.SysctlRestart: _DOM0,
+    d.DomctlCreate: _DOM0,
+    d.DomctlDestroy: _DOM0,
+    d.DomctlShutdown: _DOM0,
+    d.DomctlGetInfo: _DOM0,
+    d.DomctlPause: _DOM0,
+    d.DomctlUnpause: _DOM0,
+    d.DomctlRename: _DOM0,
+    d.DomctlUpdateConfig: _DOM0,
+    d.DomctlTrigger: _DOM0,
+    d.DomctlDumpCore: _DOM0,
+    d.SysctlInfo: _DOM0,
+    d.SysctlDrivers: _DOM0,
+    d.SysctlInject: _DOM0,
+    d.SysctlRestart: _DOM0,
+    d.SysctlStandby: _DOM0,
 }
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.codec import encode
-from kernel.abi.guest_config import GuestConfig
+from kernel.abi.guest_config import GuestConfig, ShutdownReason
 from kernel.abi.ids import ANY_GENERATION, DOM0, HYPERVISOR, DomId, Generation, Peer
 from kernel.abi.packet import close_all
 from kernel.abi.status import Status
@@ -44,13 +45,13 @@ def puppet(calm: Lab, request) -> Iterator[Puppet]:
 
 
 DOM0S_OWN: dict[type, dict[str, Any]] = {
-    h.DomctlCreate: {"config": GuestConfig(name="stolen")},
-    h.DomctlDestroy: {"domid": 2},
-    h.DomctlShutdown: {"domid": 2, "reason": h.ShutdownReason.POWEROFF},
-    h.DomctlGetInfo: {},
-    h.SysctlInfo: {},
-    h.SysctlDrivers: {},
-    h.SysctlInject: {"driver": "blkback", "what": "exit"},
+    d.DomctlCreate: {"config": GuestConfig(name="stolen")},
+    d.DomctlDestroy: {"domid": 2},
+    d.DomctlShutdown: {"domid": 2, "reason": ShutdownReason.POWEROFF},
+    d.DomctlGetInfo: {},
+    d.SysctlInfo: {},
+    d.SysctlDrivers: {},
+    d.SysctlInject: {"driver": "blkback", "what": "exit"},
 }
 
 
@@ -291,7 +292,7 @@ def test_a_guest_that_accuses_one_driver_in_a_flood_ends_it_once(calm):
 def test_a_domain_that_has_said_that_it_ends_and_stays_is_ended(calm):
     since = calm.log.mark()
     with calm.driver_puppet() as puppet:
-        calls = [h.SchedShutdown(n, h.ShutdownReason.CRASH, "x") for n in range(1, 257)]  # type: ignore[arg-type]
+        calls = [h.SchedShutdown(n, ShutdownReason.CRASH, "x") for n in range(1, 257)]  # type: ignore[arg-type]
         puppet.send(encode(calls))
         assert calm.wait_death(puppet) == "said that it ends, and stayed"
         assert len(calm.log.all("domain.shut_down", since, name="puppet-driver")) == 1
@@ -339,7 +340,7 @@ def test_what_a_domain_said_right_before_it_died_is_heard(calm):
         with calm.driver_puppet() as puppet:
             os.kill(calm.pid, signal.SIGSTOP)
             try:
-                puppet.send(encode([h.SchedShutdown(1, h.ShutdownReason.CRASH, "last words")]))  # type: ignore[arg-type]
+                puppet.send(encode([h.SchedShutdown(1, ShutdownReason.CRASH, "last words")]))  # type: ignore[arg-type]
                 puppet.kill()
                 wait_until(functools.partial(is_dead, puppet.pid), "its end")
             finally:

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.codec import MAX_BATCH, MAX_PACKET, encode
-from kernel.abi.guest_config import Action
+from kernel.abi.guest_config import Action, ShutdownReason
 from kernel.abi.status import Status
 from tests.adversaries.lab import Lab
 from tests.adversaries.puppet import Puppet
@@ -16,7 +17,7 @@ from tests.promises.events import wait_until
 from tests.promises.load import verified_load
 
 FLOODS = {
-    "refused calls": encode([h.DomctlGetInfo(request=1)] * MAX_BATCH),  # type: ignore[arg-type]
+    "refused calls": encode([d.DomctlGetInfo(request=1)] * MAX_BATCH),  # type: ignore[arg-type]
     "unknown calls": b"\xdc" + MAX_BATCH.to_bytes(2, "big") + b"\x92\x7f\x01" * MAX_BATCH,
     "unknown calls of great size": b"\x91\x93\x7f\x01\xc5\xff\x00" + bytes(0xFF00),
     "pongs": encode([h.Pong(0)] * MAX_BATCH),
@@ -90,7 +91,7 @@ def test_refusals_that_are_not_logged_are_counted(calm: Lab):
             refused += MAX_BATCH * puppet.send_if_there_is_room(FLOODS["refused calls"])
 
         def unlogged() -> int:
-            assert puppet.status(h.SysctlInfo) is Status.EPERM
+            assert puppet.status(d.SysctlInfo) is Status.EPERM
             nonlocal refused
             refused += 1
             lines = calm.log.all("hypercall.refused", since, peer=str(puppet.peer))
@@ -125,7 +126,7 @@ def test_a_guest_that_reboots_without_end_is_made_to_wait(calm: Lab):
         while not deadline_reached.is_set():
             here = calm.log.mark()
             assert puppet is not None
-            puppet.send(encode([h.SchedShutdown(1, h.ShutdownReason.REBOOT, "again")]))  # type: ignore[arg-type]
+            puppet.send(encode([h.SchedShutdown(1, ShutdownReason.REBOOT, "again")]))  # type: ignore[arg-type]
             puppet.kill()
             puppet.close()
             puppet = calm.puppet(puppet_name, here)

@@ -61,6 +61,7 @@ async def main(domain):
 
 HYPERCALLS = """
 import json
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.guest_config import GuestConfig
 from domains.native import *
@@ -74,9 +75,9 @@ async def main(domain):
         except Refused as refusal:
             results.append(refusal.status.name)
     for operation, fields in {
-        h.DomctlCreate: {"config": GuestConfig(name="stolen")}, h.DomctlDestroy: {"domid": 2},
-        h.DomctlShutdown: {"domid": 2, "reason": 0}, h.DomctlGetInfo: {}, h.SysctlInfo: {}, h.SysctlDrivers: {},
-        h.SysctlInject: {"driver": "blkback", "what": "exit"}, h.EvtchnResolve: {"name": "innocent"},
+        d.DomctlCreate: {"config": GuestConfig(name="stolen")}, d.DomctlDestroy: {"domid": 2},
+        d.DomctlShutdown: {"domid": 2, "reason": 0}, d.DomctlGetInfo: {}, d.SysctlInfo: {}, d.SysctlDrivers: {},
+        d.SysctlInject: {"driver": "blkback", "what": "exit"}, h.EvtchnResolve: {"name": "innocent"},
     }.items():
         await refused(operation, **fields)
     privileged, results[:] = list(results), []

@@ -10,6 +10,7 @@ import pytest
 
 from kernel.abi import hypercalls as h
 from kernel.abi.codec import MAX_PACKET, encode
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.packet import MAX_DESCRIPTORS
 from tests.adversaries.puppet import Puppet, sealed_memory
 
@@ -55,7 +56,7 @@ PACKETS = {
     "a good call, then one that is none": b"\x92\x92\x08\x01\x91\x08",
     "Started twice": encode([h.Started()]),
     "a successor a hundred times over": encode([h.SchedSoftReset("x")] * 100),
-    "detail of 513 characters": encode([h.SchedShutdown(1, h.ShutdownReason.CRASH, "x" * 513)]),  # type: ignore[arg-type]
+    "detail of 513 characters": encode([h.SchedShutdown(1, ShutdownReason.CRASH, "x" * 513)]),  # type: ignore[arg-type]
     "no call but an upcall": b"\x91\x93\x80\x01\x00",
 }
 

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.promises.events import wait_until
 
-__all__ = ["Piped", "Screen", "on_a_terminal", "piped"]
+__all__ = ["Piped", "Screen", "on_a_terminal", "piped", "tv_on_a_terminal"]
 
 TV = [sys.executable, "-m", "triovisor.cli"]
 
@@ -81,16 +81,24 @@ class Screen:
 @contextlib.contextmanager
 def on_a_terminal(run: Path, guest: str, *options: str, rows: int = 24, columns: int = 80) -> Iterator[Screen]:
     """A terminal with `tv console` on it, killed at the end if it is still there."""
+    with tv_on_a_terminal(run, "console", guest, *options, rows=rows, columns=columns) as screen:
+        wait_until(screen.is_raw, "the terminal is raw")
+        yield screen
+
+
+@contextlib.contextmanager
+def tv_on_a_terminal(
+    run: Path, *words: str, rows: int = 24, columns: int = 80, environment: Mapping[str, str] | None = None
+) -> Iterator[Screen]:
+    """A terminal with some `tv` on it, killed at the end if it is still there."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     with subprocess.Popen(
-        [*TV, "--run", str(run), "console", guest, *options], stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+        [*TV, "--run", str(run), *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0), env={**os.environ, **(environment or {})},
     ) as process:  # fmt: skip
         try:
-            screen = Screen(process, ours)
-            wait_until(screen.is_raw, "the terminal is raw")
-            yield screen
+            yield Screen(process, ours)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)

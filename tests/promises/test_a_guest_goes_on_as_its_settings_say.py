@@ -2,6 +2,8 @@
 
 import os
 import signal
+import struct
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.promises.lab import Lab, start_lab
 from tests.promises.load import verified_load
 from tests.promises.processes import children_of
 from triovisor.client import TvError
+from triovisor.render import state_slots
 
 PANIC = "echo c > /proc/sysrq-trigger"
 PATTERN = bytes(range(256)) * 16
@@ -154,4 +157,131 @@ def test_a_guest_that_crashes_again_and_again_is_given_up(tmp_path):
         wait_until(lambda: lab.client.info("hopeless").state is DomainState.GIVEN_UP, "the guest is given up")
         assert len(lab.log.all("guest.ended", name="hopeless", reason="crash")) == 3
         assert lab.log.all("guest.given_up", name="hopeless", deaths=3)
+        lab.destroy_all()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason_told", "state", "words"),
+    [
+        (PANIC, "crash", DomainState.CRASHED, "Kernel panic - not syncing: sysrq triggered crash"),
+        ("halt -f", "poweroff", DomainState.SHUTDOWN, "reboot: System halted"),
+        ("poweroff -f", "poweroff", DomainState.SHUTDOWN, "reboot: System halted"),
+        ("reboot -f", "reboot", DomainState.SHUTDOWN, "reboot: Restarting system"),
+    ],
+    ids=["panic", "halt", "poweroff", "reboot"],
+)
+def test_each_end_of_a_guest_has_its_own_state_and_log(lab, script, reason_told, state, words):
+    lab.create("ends", on_poweroff=Action.PRESERVE, on_reboot=Action.PRESERVE, on_crash=Action.PRESERVE)
+    end_by(lab, "ends", script)
+    info = lab.client.info("ends")
+    assert (info.state, info.last_end) == (state, words)
+    ended = lab.log.all("guest.ended", name="ends")[-1]
+    assert (ended["reason"], ended["how"]) == (reason_told, words)
+    assert state_slots(state) == ("----c-" if reason_told == "crash" else "---s--")
+
+
+def test_an_end_by_a_kill_is_a_crash_that_says_so(lab):
+    lab.create("killed", on_crash=Action.PRESERVE)
+    lab.run_in("killed", "true")
+    (system,) = [child for child in children_of(lab.client.info("killed").pid) if child.program == "linux.uml"]
+    os.kill(system.pid, signal.SIGKILL)
+    wait_until(lambda: lab.client.info("killed").state is DomainState.CRASHED, "the guest has crashed")
+    assert lab.client.info("killed").last_end == "killed by signal 9"
+
+
+def test_a_guest_that_crashes_is_kept_beside_its_successor_if_told_so(lab, images):
+    lab.create("twice", images("twice", 8), on_crash=Action.RENAME_RESTART)
+    write_pattern(lab, "twice")
+    domid = lab.client.info("twice").domid
+    end_by(lab, "twice", PANIC)
+    wait_until(lambda: not is_gone(lab, "twice-1") and not is_gone(lab, "twice"), "both are there")
+    wait_generation(lab, "twice", 1)
+    dead, heir = lab.client.info("twice-1"), lab.client.info("twice")
+    assert (dead.domid, dead.state, dead.vbds) == (domid, DomainState.CRASHED, [])
+    assert heir.domid > domid
+    assert heir.restarts == 1
+    assert read_pattern(lab, "twice") == PATTERN
+    assert b"Kernel panic" in lab.client.dmesg("twice-1")
+    assert b"Kernel panic" not in lab.client.dmesg("twice")
+    lab.note_vbds()
+    with verified_load(lab.client, "twice"):
+        lab.watch.kill()
+
+
+def core_of(lab: Lab, guest: str, generation: int) -> bytes:
+    """The one core of that incarnation."""
+    (core,) = (lab.run / "core").glob(f"{guest}.{generation}.*.core")
+    return core.read_bytes()
+
+
+def loaded(core: bytes) -> list[tuple[int, int, int]]:
+    """Offset, address and size of what a debugger is told to load (elf(5))."""
+    at, size, count = struct.unpack_from("<Q", core, 32)[0], *struct.unpack_from("<HH", core, 54)
+    found = [struct.unpack_from("<IIQQQQ", core, at + number * size) for number in range(count)]
+    return [(offset, address, length) for kind, _, offset, address, _, length in found if kind == 1]
+
+
+MARK = "echo ma$((6 * 7))rk > /tmp/mark"
+MARKED = b"ma42rk\n"
+
+
+def test_a_guest_that_crashes_leaves_a_core_of_its_memory_if_told_so(lab):
+    lab.create("cored", on_crash=Action.COREDUMP_RESTART)
+    lab.run_in("cored", "sh", "-c", MARK)
+    end_by(lab, "cored", PANIC)
+    wait_generation(lab, "cored", 2)
+    core = core_of(lab, "cored", 1)
+    (offset, _address, length), *_ = loaded(core)
+    assert MARKED in core[offset : offset + length]
+    assert lab.log.all("guest.core_dumped", name="cored")
+    lab.client.destroy("cored")
+    assert not list((lab.run / "core").glob("*.part"))
+
+
+def test_a_guest_that_is_to_leave_a_core_of_a_crash_leaves_none_of_a_power_off(lab):
+    lab.create("quiet", on_crash=Action.COREDUMP_DESTROY)
+    lab.client.shutdown("quiet", wait_s=20)
+    assert is_gone(lab, "quiet")
+    assert not list((lab.run / "core").glob("quiet.*"))
+    assert not lab.log.all("guest.core_failed", name="quiet")
+
+
+def test_a_core_of_a_living_guest_has_its_kernel_too_and_the_guest_goes_on(lab, images):
+    lab.create("alive", images("alive", 8))
+    lab.run_in("alive", "sh", "-c", MARK)
+    with verified_load(lab.client, "alive"):
+        made = lab.client.dump_core("alive")
+    core = Path(made.path).read_bytes()
+    assert len(core) == made.bytes
+    (offset, address, length), *_ = loaded(core)
+    memory = core[offset : offset + length]
+    assert length == 64 << 20
+    assert MARKED in memory
+    assert b"Linux version " + lab.run_in("alive", "uname", "-r").strip() in memory
+    assert address == 0x60000000
+    for _ in range(5):
+        lab.client.dump_core("alive")
+    assert len(list((lab.run / "core").glob("alive.*.core"))) == 4, "the oldest are removed"
+
+
+def test_a_guest_whose_devices_process_dies_while_a_core_is_to_be_left_still_leaves_it(lab):
+    lab.create("again", on_crash=Action.COREDUMP_RESTART)
+    lab.run_in("again", "sh", "-c", MARK)
+    (actor,) = [child for child in children_of(lab.client.info("again").pid) if child.program != "linux.uml"]
+    os.kill(actor.pid, signal.SIGKILL)
+    wait_until(lambda: lab.log.all("domain.soft_reset", name="again"), "its successor goes on")
+    lab.run_in("again", "true")
+    end_by(lab, "again", PANIC)
+    wait_generation(lab, "again", 2)
+    assert MARKED in core_of(lab, "again", 1)
+
+
+@pytest.mark.parametrize("action", [Action.RENAME_RESTART, Action.COREDUMP_RESTART])
+def test_no_way_to_restart_is_a_loop(tmp_path, action):
+    with start_lab(tmp_path, guests="restart = { free_deaths = 3, max_deaths = 3, window_s = 600 }") as lab:
+        lab.create("hopeless", extra="rdinit=/no/such/file", on_crash=action)
+        wait_until(lambda: lab.log.all("guest.given_up", name="hopeless", deaths=3), "the guest is given up")
+        assert lab.client.info("hopeless").state is DomainState.GIVEN_UP
+        kept = [domain.name for domain in lab.client.list() if domain.name.startswith("hopeless-")]
+        assert len(kept) == (2 if action is Action.RENAME_RESTART else 0)
         lab.destroy_all()

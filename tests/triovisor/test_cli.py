@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import trio
 
-from kernel.abi import hypercalls as h
-from kernel.abi.guest_config import DomainState
+from kernel.abi import domctl as d
+from kernel.abi.guest_config import DomainState, ShutdownReason
 from kernel.abi.status import Refused, Status
 from tests.domains.dom0.asking import until
 from tests.domains.dom0.fake_hypervisor import domain_info
@@ -82,12 +82,12 @@ async def test_a_mistake_in_toml_is_one_line_and_status_1(hypervisor, tv, tmp_pa
     (tmp_path / "db.toml").write_text('name = "db"\nmemory = 8\n')
     done = await tv("create", str(tmp_path / "db.toml"), status=1)
     assert done.stderr.decode() == f"tv: {tmp_path}/db.toml: memory = 8: a guest needs at least 24 (MiB)\n"
-    assert not any(isinstance(call, h.DomctlCreate) for call in hypervisor.calls)
+    assert not any(isinstance(call, d.DomctlCreate) for call in hypervisor.calls)
 
 
 async def test_a_refusal_is_one_line_and_status_1(hypervisor, tv):
     hypervisor.add_guest()
-    hypervisor.refusals[h.DomctlDestroy] = Refused(Status.EPERM, "web: not now: try later")
+    hypervisor.refusals[d.DomctlDestroy] = Refused(Status.EPERM, "web: not now: try later")
     done = await tv("destroy", "web", status=1)
     assert (done.stdout, done.stderr) == (b"", b"tv: web: not now: try later\n")
 
@@ -106,8 +106,8 @@ async def test_without_a_hypervisor_tv_says_how_to_start_one(tv, tmp_path):
 
 async def test_shutdown_asks_for_what_it_was_told(hypervisor, tv):
     hypervisor.add_guest()
-    await tv("shutdown", "web", "--reboot")
-    assert hypervisor.calls[-1].reason is h.ShutdownReason.REBOOT
+    await tv("reboot", "web")
+    assert hypervisor.calls[-1].reason is ShutdownReason.REBOOT
     done = await tv("shutdown", "web", "--wait", "--timeout", "0.2", status=1)
     assert done.stderr.startswith(b"tv: guest web has not powered off within 0.2 s")
 
@@ -174,7 +174,7 @@ async def test_ctrl_c_while_tv_waits_is_clean(hypervisor, environment):
     hypervisor.add_guest()
     async with trio.open_nursery() as nursery:
         process = await _start(nursery, environment, "shutdown", "web", "--wait")
-        await until(lambda: any(isinstance(call, h.DomctlShutdown) for call in hypervisor.calls))
+        await until(lambda: any(isinstance(call, d.DomctlShutdown) for call in hypervisor.calls))
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         assert await process.stderr.receive_some() == b""
@@ -234,15 +234,15 @@ async def _start(nursery: trio.Nursery, environment: dict[str, str], *words: str
 async def test_pause_unpause_and_a_drivers_restart_ask_for_it_and_print_nothing(hypervisor, tv):
     guest = hypervisor.add_guest()
     for words, wanted in (
-        (("pause", "web"), h.DomctlPause),
-        (("unpause", "web"), h.DomctlUnpause),
-        (("driver", "restart", "blkback"), h.SysctlRestart),
+        (("pause", "web"), d.DomctlPause),
+        (("unpause", "web"), d.DomctlUnpause),
+        (("driver", "restart", "blkback"), d.SysctlRestart),
     ):
         done = await tv(*words)
         assert (done.stdout, done.stderr) == (b"", b"")
         assert isinstance(hypervisor.calls[-1], wanted)
     assert hypervisor.calls[-1].driver == "blkback"
-    assert [call.domid for call in hypervisor.calls if isinstance(call, h.DomctlPause)] == [guest.info.domid]
+    assert [call.domid for call in hypervisor.calls if isinstance(call, d.DomctlPause)] == [guest.info.domid]
     assert (await tv("pause", "nobody", status=1)).stderr.startswith(b"tv: there is no domain 'nobody'")
 
 

@@ -142,7 +142,7 @@ def test_a_path_is_taken_from_the_folder_of_its_toml(folder, monkeypatch):
             'extra is for a guest with type = "pv", this one has type = "native": leave it out',
         ),
         (NAME + 'program = "a.img"', 'program is for a guest with type = "native", this one has type = "pv"'),
-        (NAME + 'on_crash = "explode"', 'on_crash = "explode": give "destroy", "restart" or "preserve"'),
+        (NAME + 'on_crash = "explode"', 'on_crash = "explode": give "destroy" or "restart" or "preserve" or '),
         (NAME + 'kernel = "missing"', 'kernel = "missing": no such file'),
         (NAME + 'root = "/dev/vda"', 'root = "/dev/vda": no disk has that vdev: add a [[disk]]'),
         (

@@ -13,10 +13,11 @@ import trio
 from domains.dom0.main import main
 from domains.runtime.channel import Channel
 from domains.runtime.domain import Domain
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.codec import Codec, cut, encode
-from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, VbdInfo
+from kernel.abi.guest_config import DomainInfo, DomainState, DriverInfo, ShutdownReason, VbdInfo
 from kernel.abi.guest_io import (
     AGENT_PORT,
     AgentMessage,
@@ -315,13 +316,13 @@ class FakeHypervisor:
 
     def _answer(self, call: Any) -> tuple[Any, list[int]]:
         match call:
-            case h.DomctlGetInfo(domid=None):
+            case d.DomctlGetInfo(domid=None):
                 return list(self.domains.values()), []
-            case h.DomctlGetInfo(domid=domid):
+            case d.DomctlGetInfo(domid=domid):
                 return [self._by_domid(domid)], []
-            case h.DomctlCreate(config=config):
+            case d.DomctlCreate(config=config):
                 return self.add_guest(config.name).info.domid, []
-            case h.DomctlDestroy(domid=domid):
+            case d.DomctlDestroy(domid=domid):
                 del self.domains[self._by_domid(domid).name]
             case h.EvtchnAllocUnbound(port=port, remote=remote):
                 assert port not in self.ports
@@ -337,9 +338,9 @@ class FakeHypervisor:
             case h.EvtchnClose(port=port):
                 if self.ports.pop(port, None) is None:
                     raise Refused(Status.ENOENT, f"no port {port}")
-            case h.SysctlInfo():
+            case d.SysctlInfo():
                 return {"host": "test", "nr_cpus": 2}, []
-            case h.SysctlDrivers():
+            case d.SysctlDrivers():
                 return [DRIVER], []
         return None, []
 
@@ -391,7 +392,7 @@ async def running_dom0(run: Path):
         await nursery.start(hypervisor.listen)
         nursery.start_soon(dom0)
         yield hypervisor
-        await hypervisor.tell(ShutdownRequested(h.ShutdownReason.POWEROFF))
+        await hypervisor.tell(ShutdownRequested(ShutdownReason.POWEROFF))
         with trio.fail_after(5):
             await ended.wait()
         nursery.cancel_scope.cancel()

@@ -8,10 +8,10 @@ import trio
 
 from domains.dom0.sessions import MAX_COMMANDS, MAX_SESSIONS
 from domains.runtime.channel import Channel
-from kernel.abi import hypercalls as h
 from kernel.abi import packet
 from kernel.abi.admin import AdminExec, AdminInject, AdminList, AdminReply, AdminShutdown, Answer
 from kernel.abi.codec import Codec, encode
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.guest_io import ExecEnded, ExecInput, ExecMessage, ExecOutput, ExecStart, Stream
 from kernel.abi.status import Status
 from kernel.abi.upcalls import AdminConnection, Misbehave
@@ -131,7 +131,7 @@ async def test_long_commands_leave_room_for_other_requests(hypervisor, client, c
 async def test_a_wait_ends_when_the_administrator_leaves(hypervisor, call):
     hypervisor.add_guest()
     caller = await call()
-    await caller.channel.send(encode([AdminShutdown("web", h.ShutdownReason.POWEROFF, 3600)]))
+    await caller.channel.send(encode([AdminShutdown("web", ShutdownReason.POWEROFF, 3600)]))
     looks = [0, 0]
     for number in range(2):
         await trio.sleep(0.3)

@@ -5,8 +5,8 @@ import socket
 import pytest
 import trio
 
-from kernel.abi import hypercalls as h
-from kernel.abi.guest_config import DomainState, GuestConfig
+from kernel.abi import domctl as d
+from kernel.abi.guest_config import DomainState, GuestConfig, ShutdownReason
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import DriverGivenUp
 from tests.domains.dom0.asking import ask, refused
@@ -43,17 +43,17 @@ async def test_an_unknown_name_is_refused_with_the_nearest(hypervisor, client):
 
 async def test_a_name_that_cannot_be_is_refused_before_it_is_sent(hypervisor, client):
     assert (await refused(client.info, "-x")).status is Status.EINVAL
-    assert not any(isinstance(call, h.DomctlGetInfo) for call in hypervisor.calls)
+    assert not any(isinstance(call, d.DomctlGetInfo) for call in hypervisor.calls)
 
 
 async def test_create_hands_the_configuration_on_and_gives_the_domid(hypervisor, client):
     config = GuestConfig(name="db", memory=96, extra="quiet")
     assert await ask(client.create, config) == 2
-    assert next(call.config for call in hypervisor.calls if isinstance(call, h.DomctlCreate)) == config
+    assert next(call.config for call in hypervisor.calls if isinstance(call, d.DomctlCreate)) == config
 
 
 async def test_a_refusal_of_the_hypervisor_reaches_the_administrator_as_it_is(hypervisor, client):
-    hypervisor.refusals[h.DomctlCreate] = Refused(Status.EBUSY, "/x.img: another writes it: give the guest its own")
+    hypervisor.refusals[d.DomctlCreate] = Refused(Status.EBUSY, "/x.img: another writes it: give the guest its own")
     error = await refused(client.create, GuestConfig(name="db"))
     assert (error.status, error.why) == (Status.EBUSY, "/x.img: another writes it: give the guest its own")
 
@@ -68,7 +68,7 @@ async def test_destroy_names_the_domain_by_its_number(hypervisor, client):
 async def test_shutdown_without_waiting_only_asks(hypervisor, client):
     hypervisor.add_guest()
     await ask(client.shutdown, "web", reboot=True)
-    assert hypervisor.calls[-1].reason is h.ShutdownReason.REBOOT
+    assert hypervisor.calls[-1].reason is ShutdownReason.REBOOT
 
 
 async def test_shutdown_waits_until_the_guest_is_gone(hypervisor, client, nursery):
@@ -153,7 +153,7 @@ async def test_dmesg_says_so_when_the_log_keeper_is_gone(hypervisor, client):
     assert (await refused(client.dmesg, "web")).status is Status.EIO
 
 
-@pytest.mark.parametrize(("ask_for", "hypercall"), [("pause", h.DomctlPause), ("unpause", h.DomctlUnpause)])
+@pytest.mark.parametrize(("ask_for", "hypercall"), [("pause", d.DomctlPause), ("unpause", d.DomctlUnpause)])
 async def test_a_guest_is_paused_and_unpaused_by_its_number(hypervisor, client, ask_for, hypercall):
     guest = hypervisor.add_guest()
     await ask(getattr(client, ask_for), "web")
@@ -166,7 +166,7 @@ async def test_a_guest_is_paused_and_unpaused_by_its_number(hypervisor, client, 
 
 async def test_a_driver_is_restarted_by_its_name(hypervisor, client):
     await ask(client.restart_driver, "blkback")
-    assert hypervisor.calls[-1] == h.SysctlRestart(hypervisor.calls[-1].request, "blkback")
+    assert hypervisor.calls[-1] == d.SysctlRestart(hypervisor.calls[-1].request, "blkback")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from kernel.abi import admin, guest_io
 from kernel.abi.codec import MAX_PACKET, Codec, Undecodable, encode
-from kernel.abi.guest_config import Action, DiskConfig, DomainInfo, DomainState, GuestConfig
+from kernel.abi.domctl import Trigger
+from kernel.abi.guest_config import Action, DiskConfig, DomainInfo, DomainState, GuestConfig, ShutdownReason
 from kernel.abi.guest_io import CHUNK_BYTES, ExecEnded, ExecInput, ExecOffer, ExecOutput, ExecSignal, ExecStart, Stream
-from kernel.abi.hypercalls import ShutdownReason
 from kernel.abi.ids import DomId, Generation
 from kernel.abi.status import Status
 
@@ -29,6 +29,11 @@ GOLDEN = [
     (admin.AdminPause("web"), "9210a3776562"),
     (admin.AdminUnpause("web"), "9211a3776562"),
     (admin.AdminRestart("blk"), "9212a3626c6b"),
+    (admin.AdminListLong(), "9115"),
+    (admin.AdminRename("web", "b"), "9316a3776562a162"),
+    (admin.AdminTrigger("web", Trigger.RESET), "9418a3776562a57265736574a0"),
+    (admin.AdminDumpCore("web"), "9219a3776562"),
+    (admin.AdminStandby("blk", True), "931aa3626c6bc3"),
     (admin.AdminConsole("web", 256, 7, 300, Generation(2), True), "9814a3776562cd010007cd012c02c3c2"),
     (admin.Part(b"\x00\xff"), "9220c40200ff"),
     (admin.Answer(Status.ENOENT, None, "no"), "942102c0a26e6f"),
@@ -68,8 +73,14 @@ configs = st.builds(
 )
 requests = st.one_of(
     st.just(admin.AdminList()),
+    st.just(admin.AdminListLong()),
+    st.builds(admin.AdminRename, names, names),
+    st.builds(admin.AdminUpdateConfig, names, configs),
+    st.builds(admin.AdminTrigger, names, st.sampled_from(Trigger), st.sampled_from(["", "m", "9"])),
+    st.builds(admin.AdminDumpCore, names),
+    st.builds(admin.AdminStandby, names, st.booleans()),
     st.builds(admin.AdminInfo, st.none() | names),
-    st.builds(admin.AdminCreate, configs),
+    st.builds(admin.AdminCreate, configs, st.booleans()),
     st.builds(admin.AdminShutdown, names, st.sampled_from(ShutdownReason), st.floats(0, 3600)),
     st.builds(admin.AdminDestroy, names),
     st.builds(admin.AdminExec, names),
@@ -112,7 +123,7 @@ def test_a_message_has_the_bytes_it_always_had(message, golden):
 
 def test_the_golden_bytes_have_every_message():
     messages = (*get_args(admin.AdminRequest), *get_args(admin.AdminReply), guest_io.AgentMessage)
-    without = {admin.AdminCreate}
+    without = {admin.AdminCreate, admin.AdminUpdateConfig}
     assert {type(message) for message, _ in GOLDEN} == {*messages, *get_args(guest_io.ExecMessage)} - without
 
 

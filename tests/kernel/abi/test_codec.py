@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi.codec import MAX_PACKET, PART_BYTES, Codec, Undecodable, cut, encode, pack_batches
+from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import DomId, Generation, GrantRef, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
 from kernel.abi.upcalls import (
+    CoreRequested,
     DriverGivenUp,
     ImageProbe,
     PauseRequested,
@@ -18,6 +21,7 @@ from kernel.abi.upcalls import (
     Reply,
     ReplyPart,
     SoftReset,
+    SysrqRequested,
     Upcall,
     VbdBacking,
 )
@@ -28,9 +32,16 @@ GOLDEN = {
     h.Started(): "91 9101",
     h.Pong(7): "91 920207",
     h.PauseDone(7, "x"): "91 930307a178",
-    h.DomctlPause(RequestId(1), DomId(3)): "91 93340103",
-    h.DomctlUnpause(RequestId(1), DomId(3)): "91 93350103",
-    h.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
+    d.DomctlPause(RequestId(1), DomId(3)): "91 93340103",
+    d.DomctlUnpause(RequestId(1), DomId(3)): "91 93350103",
+    d.SysctlRestart(RequestId(1), "blk"): "91 933b01a3626c6b",
+    d.SysctlStandby(RequestId(1), "blk", False): "91 943f01a3626c6bc2",
+    d.DomctlRename(RequestId(1), DomId(3), "web"): "91 94360103a3776562",
+    d.DomctlTrigger(RequestId(1), DomId(3), d.Trigger.SYSRQ, "m"): "91 953c0103a57379737271a16d",
+    d.DomctlDumpCore(RequestId(1), DomId(3)): "91 933d0103",
+    h.OrderDone(7, "x"): "91 933e07a178",
+    SysrqRequested(7, "m"): "91 93cca207a16d",
+    CoreRequested(7): "91 92cca307",
     PauseRequested(7, True): "91 93cc8507c3",
     ImageProbe(7): "91 92cc9407",
     VbdBacking(VbdHandle(7)): "91 92cc9507",
@@ -71,7 +82,7 @@ messages = st.one_of(
     st.builds(h.GnttabGrant, requests, refs, peers, st.sampled_from(h.Access)),
     st.builds(h.XenbusFault, requests, handles, peers, st.text(max_size=512), st.text(max_size=512)),
     st.builds(h.XenbusStalled, requests, handles, peers),
-    st.builds(h.SchedShutdown, requests, st.sampled_from(h.ShutdownReason), st.text(max_size=512)),
+    st.builds(h.SchedShutdown, requests, st.sampled_from(ShutdownReason), st.text(max_size=512)),
 )
 
 

@@ -208,3 +208,39 @@ def test_a_driver_that_dies_before_its_standby_is_there_is_given_up_all_the_same
         driver.cloned(peer(number))
         driver.died(peer(number), 1.0)
     assert (driver.state, number) == (DomainState.GIVEN_UP, 4)
+
+
+def settled(driver: Driver, number: int) -> Peer:
+    """An incarnation that was ordered is there."""
+    peer = Peer(DomId(1), Generation(number))
+    driver.cloned(peer)
+    return peer
+
+
+def test_a_standby_that_is_wanted_no_more_is_ended_and_is_no_death():
+    driver = Driver(POLICY, True)
+    driver.boot()
+    active, standby = settled(driver, 1), settled(driver, 2)
+    assert driver.keep_standby(False) == [End(standby)]
+    assert driver.died(standby, 1.0) == [Withdraw(standby)]
+    assert (driver.active, driver.standby, driver.deaths_s, driver.restarts) == (active, None, [], 0)
+    assert driver.died(active, 2.0) == [Withdraw(active), Spawn(0.0)]
+
+
+def test_a_standby_that_was_on_its_way_when_it_was_wanted_no_more_is_ended_once_it_is_there():
+    driver = Driver(POLICY, True)
+    driver.boot()
+    settled(driver, 1)
+    assert driver.keep_standby(False) == []
+    late = Peer(DomId(1), Generation(2))
+    assert driver.cloned(late) == [End(late)]
+
+
+def test_a_standby_that_is_wanted_is_cloned_once():
+    driver = Driver(POLICY, False)
+    driver.boot()
+    settled(driver, 1)
+    assert driver.keep_standby(True) == [Spawn(0.0)]
+    assert driver.keep_standby(True) == []
+    standby = settled(driver, 2)
+    assert driver.standby == standby
