@@ -13,7 +13,7 @@ from kernel.incarnation import post
 from kernel.machine import Incarnation, Machine
 from kernel.run_folder import RunFolder
 
-__all__ = ["listen", "pass_connections_on"]
+__all__ = ["caller_of", "is_administrator", "listen", "pass_connections_on"]
 
 BACKLOG = 64
 """Administrators that may wait while Dom0 restarts."""
@@ -34,8 +34,7 @@ def listen(run: RunFolder) -> socket.socket:
 
 
 async def pass_connections_on(machine: Machine, listening: socket.socket) -> None:
-    """Accept administrators while there is a Dom0 to serve them. Root and the hypervisor's own user are
-    administrators."""
+    """Accept administrators while there is a Dom0 to serve them."""
     with listening:
         while True:
             await trio.lowlevel.wait_readable(listening)
@@ -58,10 +57,21 @@ async def _running_dom0(machine: Machine) -> Incarnation:
         await trio.sleep(0.02)
 
 
-def _pass_on(machine: Machine, dom0: Incarnation, connection: socket.socket) -> None:
-    """In the host's user namespace, where the kernel shows true uids: inside another every stranger is 65534."""
+def caller_of(connection: socket.socket) -> int:
+    """The uid of who connected, in the host's user namespace, where the kernel shows true ones: inside another every
+    stranger is 65534."""
     _pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    if uid not in (0, os.geteuid()):
+    return int(uid)
+
+
+def is_administrator(uid: int) -> bool:
+    """Root, and the hypervisor's own user."""
+    return uid in (0, os.geteuid())
+
+
+def _pass_on(machine: Machine, dom0: Incarnation, connection: socket.socket) -> None:
+    uid = caller_of(connection)
+    if not is_administrator(uid):
         machine.log.warning("admin.refused", uid=uid)
         return
     post(machine, dom0, AdminConnection(uid), descriptors=(os.dup(connection.fileno()),))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 import trio
 
+from kernel import xenstore
 from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import HYPERVISOR, Generation, Peer
 from kernel.abi.keeping import PipeKind
@@ -50,6 +51,8 @@ async def run_hypervisor(manifest: Manifest, run: RunFolder, say: Callable[[str]
             machine = Machine(manifest, run, log, nursery, Zygotes(nursery, log, _programs(manifest)), keeper, dispatch)
             nursery.start_soon(keeper.serve, log)
             nursery.start_soon(pass_connections_on, machine, listen(run))
+            if xenstore.has_store(manifest):
+                nursery.start_soon(xenstore.serve_streams, machine, xenstore.listen(run))
             await _boot_domains(machine)
             await _ready(machine)
             say(f"triovisor {VERSION}, hypervisor {os.getpid()}, run {run.path}")

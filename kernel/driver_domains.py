@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
+from kernel import consoles, xenstore
 from kernel.abi.guest_config import MIB, DomainState
 from kernel.abi.ids import DOM0
 from kernel.abi.roles import Dom0Start, DriverStart
@@ -13,7 +14,6 @@ from kernel.abi.spawn import Jail, JailKind
 from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import NAMED_GUESTS, DriverGivenUp
 from kernel.boot_files import drivers_program
-from kernel.consoles import backend_active
 from kernel.core.domains import Kind
 from kernel.core.drivers import Abandon, Activate, Driver, End, Order, Spawn, Withdraw
 from kernel.incarnation import end, post
@@ -151,7 +151,8 @@ class _Care:
                     activate_backend(self.machine, order)
                     if self.machine.alive[peer].started.is_set():
                         serves(self.machine, self.domain)
-                    backend_active(self.machine, self.domain, peer)
+                    consoles.backend_active(self.machine, self.domain, peer)
+                    xenstore.backend_active(self.machine, self.domain, peer)
                     self.machine.log.info(
                         "driver.activated", **self._name(), peer=str(peer), take_published=take_published
                     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 from msgspec.structs import replace
 
-from kernel import consoles
+from kernel import consoles, xenstore
 from kernel.abi.guest_config import ONLY_FOR, DiskConfig, DomainState, GuestConfig, ShutdownReason
 from kernel.abi.ids import Peer
 from kernel.abi.packet import close_all
@@ -148,6 +148,7 @@ def rename(machine: Machine, guest: Guest, name: str) -> None:
     if guest.next_config is not None:
         guest.next_config = replace(guest.next_config, name=name)
     machine.keeper.rename_console(before, name)
+    xenstore.domain_renamed(machine, guest.record.domid)
     machine.log.info("guest.renamed", name=name, before=before)
 
 

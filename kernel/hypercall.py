@@ -9,7 +9,7 @@ from typing import Any, get_args
 import trio
 from msgspec import Struct
 
-from kernel import consoles, cores, guests, inform, orders, pausing, probing, xenbus
+from kernel import consoles, cores, guests, inform, orders, pausing, probing, xenbus, xenstore
 from kernel.abi import domctl as d
 from kernel.abi import hypercalls as h
 from kernel.abi import packet
@@ -323,6 +323,10 @@ def _acting(act: Callable[[Machine, Incarnation, Any], None]) -> Handler:
     return handler
 
 
+def _xenstore_connect(machine: Machine, caller: Incarnation, _call: h.XenstoreConnect, _riding: list[int]) -> Answer:
+    return Answer(descriptor=xenstore.connect(machine, caller))
+
+
 async def _domctl_create(machine: Machine, _caller: Incarnation, call: d.DomctlCreate, _riding: list[int]) -> Answer:
     guest = await guests.create(machine, call.config, paused=call.paused)
     return Answer(guest.record.domid)
@@ -450,6 +454,8 @@ _HANDLERS: dict[type[Struct], Handler] = {
     h.ImageProbed: _image_probed,
     h.ConsoleConnect: _acting(consoles.connect),
     h.ConsoleFault: _acting(consoles.fault),
+    h.XenstoreConnect: _xenstore_connect,
+    h.XenstoreClosed: _acting(xenstore.closed),
     d.DomctlCreate: _domctl_create,
     d.DomctlDestroy: _domctl_destroy,
     d.DomctlShutdown: _domctl_shutdown,

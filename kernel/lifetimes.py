@@ -20,6 +20,7 @@ from kernel.machine import Incarnation, Machine
 from kernel.manifest import Heartbeat
 from kernel.serving import drain, serve
 from kernel.spawn import Order, SpawnError
+from kernel.xenstore import domain_came, domain_went
 
 __all__ = ["Body", "embody"]
 
@@ -46,6 +47,7 @@ def embody(machine: Machine, domid: DomId, body: Body, on_gone: Callable[[Incarn
     record = machine.domains[domid]
     incarnation = Incarnation(peer, record, Link(ours), body.heartbeat, on_gone, trio.current_time())
     machine.alive[peer] = incarnation
+    domain_came(machine, incarnation)
     descriptors = {
         "control": theirs.detach(),
         "log": machine.keeper.keep(peer, record.name, PipeKind.LOG),
@@ -91,6 +93,7 @@ def _bury(machine: Machine, incarnation: Incarnation, how: str) -> None:
     machine.domains.advance(peer, Life.GONE)
     del machine.alive[peer]
     incarnation.gone.set()
+    domain_went(machine, incarnation)
     how = incarnation.ended_for or incarnation.detail or how
     incarnation.on_gone(incarnation, how)
     shared = machine.evtchn.died(peer)

@@ -29,7 +29,7 @@ from kernel.manifest import Dom0Manifest, DriverManifest, Heartbeat, Manifest
 from kernel.run_folder import RunFolder
 from kernel.spawn import Child, Zygotes
 
-__all__ = ["ActorOrder", "DriverDomain", "Guest", "Incarnation", "Machine", "Probe"]
+__all__ = ["ActorOrder", "DriverDomain", "Guest", "Incarnation", "Machine", "Probe", "Xenstore"]
 
 
 SOFT_RESETS, SOFT_RESETS_PER_S = 40.0, 10.0
@@ -142,6 +142,29 @@ class Probe:
 
 
 @dataclass(slots=True)
+class Xenstore:
+    """What is kept of the store, and for its clients, over its incarnations."""
+
+    state: int = -1
+    """The memory that is all it knows."""
+    serving: Peer | None = None
+    """The incarnation that has been told to."""
+    introduced: dict[DomId, Peer] = field(default_factory=dict)
+    numbers: dict[Peer, int] = field(default_factory=dict)
+    """Of each domain's connection."""
+    waiting: dict[Peer, int] = field(default_factory=dict)
+    """The store's ends of channels that were made while none served."""
+    streams: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """By the connection's number: the stream, its pipe and its slot (`XenstoreStream`)."""
+    last: int = 0
+
+    def next_number(self) -> int:
+        """A connection's. None is used again."""
+        self.last += 1
+        return self.last
+
+
+@dataclass(slots=True)
 class Machine:
     """All of it. Functions in this package act on it; the rules are in `kernel.core`."""
 
@@ -160,6 +183,7 @@ class Machine:
     images: dict[VbdHandle, Image] = field(default_factory=dict)
     consoles: dict[Peer, Peer] = field(default_factory=dict)
     """Which incarnation of the console driver a guest's has given its console ring."""
+    xenstore: Xenstore = field(default_factory=Xenstore)
     alive: dict[Peer, Incarnation] = field(default_factory=dict)
     drivers: dict[DomId, DriverDomain] = field(default_factory=dict)
     guests: dict[DomId, Guest] = field(default_factory=dict)

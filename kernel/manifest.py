@@ -59,11 +59,12 @@ class Device(enum.StrEnum):
 
     VBD = "vbd"
     CONSOLE = "console"
+    XENSTORE = "xenstore"
 
 
 class DriverManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A driver domain. With `standby` a second incarnation waits, jailed and with its rings mapped, to be promoted.
-    At most one serves the consoles: every guest's.
+    At most one serves the consoles, every guest's, and at most one is the store.
 
     `address_space` in MiB bounds what it can map, and with it how many vbds a block driver can serve: 13 for each.
     `format`: of the images that it serves. `program`: one that it runs for that, by a path as a guest's kernel has it.
@@ -133,6 +134,8 @@ def load_manifest(path: Path) -> Manifest:
     consoles = [driver for driver in manifest.driver if driver.device is Device.CONSOLE]
     if len(consoles) > 1 or any(driver.standby for driver in consoles):
         raise ManifestError(f"{path}: driver.device = 'console': one driver at most, with standby = false")
+    if sum(driver.device is Device.XENSTORE for driver in manifest.driver) > 1:
+        raise ManifestError(f"{path}: driver.device = 'xenstore': one driver at most: there is one store")
     return manifest
 
 

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel.abi.run import ADMIN_SOCKET, LATEST, new_run
+from kernel.abi.run import ADMIN_SOCKET, LATEST, STORE_SOCKET, new_run
 
 __all__ = ["RunFolder", "RunFolderError", "open_run_folder"]
 
@@ -31,6 +31,7 @@ class RunFolder:
     def close(self) -> None:
         """Remove what only a living hypervisor needs, and unlock."""
         (self.path / ADMIN_SOCKET).unlink(missing_ok=True)
+        shutil.rmtree((self.path / STORE_SOCKET).parent, ignore_errors=True)
         shutil.rmtree(self.path / "tmp", ignore_errors=True)
         os.close(self.descriptor)
         os.close(self.lock)

@@ -24,6 +24,7 @@ from kernel.core.unheard import News
 from kernel.core.vbds import Vbd
 from kernel.incarnation import end_for_fault, post, who
 from kernel.machine import Incarnation, Machine
+from kernel.xenstore import vbd_changed
 
 __all__ = [
     "accuse",
@@ -57,6 +58,7 @@ def activate_backend(machine: Machine, order: Activate) -> None:
     for vbd in machine.vbds.of_driver(backend.record.domid):
         if vbd.frontend is not None:
             _activate(machine, vbd, backend, order.take_published)
+            vbd_changed(machine, vbd)
 
 
 def backend_went(machine: Machine, driver: DomId, peer: Peer) -> None:
@@ -64,6 +66,7 @@ def backend_went(machine: Machine, driver: DomId, peer: Peer) -> None:
     for vbd in machine.vbds.of_driver(driver):
         vbd.rings.pop(peer, None)
         _tell(machine, vbd, BackendWithdrawn(vbd.handle, peer))
+        vbd_changed(machine, vbd)
 
 
 def frontend_came(machine: Machine, guest: Incarnation) -> None:
@@ -88,6 +91,7 @@ def frontend_reset(machine: Machine, guest: Incarnation) -> None:
         active = machine.drivers[vbd.driver].driver.active
         if active in machine.alive:
             post(machine, guest, BackendOffered(vbd.handle, active), BackendActive(vbd.handle, active, False))
+        vbd_changed(machine, vbd)
     for vbd in vbds:
         standby = machine.drivers[vbd.driver].driver.standby
         if standby in machine.alive:
@@ -108,9 +112,10 @@ def frontend_went(machine: Machine, guest: DomId) -> None:
 def connect(machine: Machine, caller: Incarnation, call: XenbusConnect) -> None:
     """`XenbusConnect`: pass a frontend's ring on to the backend it was made for."""
     machine.domains.check_alive(call.backend)
-    machine.vbds.connect(caller.peer, call.handle, call.backend)
+    vbd = machine.vbds.connect(caller.peer, call.handle, call.backend)
     ring = VbdRing(call.handle, caller.peer, call.out_ref, call.in_ref, call.port)
     post(machine, machine.alive[call.backend], ring)
+    vbd_changed(machine, vbd)
 
 
 def connected(machine: Machine, caller: Incarnation, call: XenbusConnected) -> None:
@@ -118,6 +123,7 @@ def connected(machine: Machine, caller: Incarnation, call: XenbusConnected) -> N
     machine.domains.check_alive(call.frontend)
     vbd = machine.vbds.connected(caller.peer, call.handle, call.frontend)
     post(machine, machine.alive[call.frontend], VbdConnected(call.handle, caller.peer))
+    vbd_changed(machine, vbd)
     machine.log.info(
         "vbd.connected", vbd=vbd.vdev, handle=vbd.handle, frontend=str(call.frontend), backend=str(caller.peer)
     )

@@ -154,8 +154,8 @@ _REBOOT = "reboot: Restarting system"
 def classify_exit(status: int, console: bytes) -> GuestExit:
     """What an end means. `status` as `os.waitstatus_to_exitcode` gives it; `console`: its last bytes are enough.
 
-    A reboot and a power-off both exit with 0 under `noreboot`; the kernel's last words tell them apart. Once it has said
-    them its work is done: a late signal makes its exit fail now and then.
+    A reboot and a power-off both exit with 0 under `noreboot`; the kernel's last words tell them apart. Once it has
+    said them its work is done: a late signal makes its exit fail now and then.
     """
     lines = [line.strip() for line in console.decode(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else ""

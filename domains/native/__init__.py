@@ -6,6 +6,7 @@ process; what it can reach is what its domain was given.
 """
 
 from domains.frontends.vbd import Switch, VbdStats
+from domains.frontends.xenstore import Permission, Transaction, Watch, Xenstore
 from domains.native.disk import SECTOR_BYTES, Disk
 from domains.native.domain import Domain
 from domains.native.event_channels import Doorbell, EventChannels, MessageChannel, PeerGone, Unbound
@@ -32,10 +33,14 @@ __all__ = [
     "MessageChannel",
     "Peer",
     "PeerGone",
+    "Permission",
     "Refused",
     "ShutdownReason",
     "Status",
     "Switch",
+    "Transaction",
     "Unbound",
     "VbdStats",
+    "Watch",
+    "Xenstore",
 ]

@@ -13,6 +13,7 @@ import trio
 
 from domains.frontends.backing import Backing, size_of_rings
 from domains.frontends.xenbus import Xenbus
+from domains.frontends.xenstore import Xenstore
 from domains.native.disk import Disk, Disks
 from domains.native.event_channels import OWN_PORTS, EventChannels
 from domains.native.grants import Grants
@@ -54,6 +55,8 @@ class Domain:
         self.grants = Grants(domain, refs)
         fronts = Disks(start.vbds, nursery, self._found_fault, self._found_stall)
         self.disks: Mapping[str, Disk] = MappingProxyType(fronts.by_vdev)
+        self.xenstore = Xenstore(domain, nursery)
+        """The store. This guest's folder is `/local/domain/DOMID`; it may write below `data` there."""
         self._nursery = nursery
         ring_bytes = size_of_rings(start.config.memory, len(start.vbds))
         self._xenbus = Xenbus(domain, nursery, ports, refs, fronts, partial(Backing.create, ring_bytes))

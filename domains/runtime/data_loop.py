@@ -108,6 +108,13 @@ class DataLoop:
         self._epoll.register(descriptor, select.EPOLLIN | (select.EPOLLET if edge else 0))
         self._handlers[descriptor] = handler
 
+    def await_room(self, descriptor: int, wanted: bool) -> None:
+        """Have a descriptor that is watched with `edge` call its handler when it takes output again, too; or no more.
+
+        On the loop's thread.
+        """
+        self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLET | (select.EPOLLOUT if wanted else 0))
+
     def unwatch(self, descriptor: int) -> None:
         """Forget a descriptor, before it is closed. On the loop's thread, or when it has stopped."""
         if self._handlers.pop(descriptor, None) is not None and not self._epoll.closed:

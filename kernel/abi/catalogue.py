@@ -7,7 +7,19 @@ from types import ModuleType
 from msgspec import Struct
 from msgspec.inspect import type_info
 
-from kernel.abi import admin, console_io, domctl, guest_io, hypercalls, keeping, log_events, spawn, status, upcalls
+from kernel.abi import (
+    admin,
+    console_io,
+    domctl,
+    guest_io,
+    hypercalls,
+    keeping,
+    log_events,
+    spawn,
+    status,
+    store_io,
+    upcalls,
+)
 
 __all__ = ["DOCUMENT", "catalogue"]
 
@@ -20,6 +32,7 @@ CHANNELS: tuple[tuple[str, ModuleType], ...] = (
     ("Administration: tv ↔ Dom0", admin),
     ("Commands in a guest: Dom0 ↔ guest", guest_io),
     ("Consoles: Dom0 → console driver ↔ tv", console_io),
+    ("xenstore: domain ↔ store", store_io),
     ("Logs: hypervisor, Dom0 ↔ log keeper", keeping),
     ("Zygotes: hypervisor ↔ zygote", spawn),
 )

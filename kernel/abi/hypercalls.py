@@ -60,6 +60,8 @@ __all__ = [
     "XenbusConnected",
     "XenbusFault",
     "XenbusStalled",
+    "XenstoreClosed",
+    "XenstoreConnect",
 ]
 
 PortNumber = Annotated[Port, Meta(ge=1, le=0xFFFF)]
@@ -356,6 +358,29 @@ class ImageProbed(Struct, tag=0x2E, array_like=True, frozen=True, forbid_unknown
     why: Detail = ""
 
 
+class XenstoreConnect(Struct, tag=0x40, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Reach the store. What is said there: `kernel.abi.store_io`.
+
+    Caller:  any domain.
+    Promise: an OK with one descriptor, a message channel to the store; also while none serves, since the next one finds
+             it. Each incarnation has one connection: a channel that it had before is closed, and what the store knows
+             of it (its watches, its transactions, its last request) goes on in the new one.
+    Errors:  ENOENT this hypervisor has no store, EAGAIN too often in a short time.
+    """
+
+    request: Request
+
+
+class XenstoreClosed(Struct, tag=0x41, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A client on a stream has left: what was kept for it may go.
+
+    Caller:  the store, of a `XenstoreStream`. No answer.
+    Fault:   none; a number that is not known any more is nothing.
+    """
+
+    connection: U63
+
+
 Hypercall = (
     Started
     | Pong
@@ -378,6 +403,8 @@ Hypercall = (
     | ConsoleFault
     | XenbusStalled
     | ImageProbed
+    | XenstoreConnect
+    | XenstoreClosed
     | DomctlCreate
     | DomctlDestroy
     | DomctlShutdown

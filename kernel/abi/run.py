@@ -2,6 +2,7 @@
 
 RUNS/latest → RUN       the last run that was started
 RUNS/RUN/admin.sock     administration, while the hypervisor lives
+RUNS/RUN/xenstored/socket   xenstore, for its existing clients, while the hypervisor lives
 RUNS/RUN/run.toml       what ran, when, on what
 RUNS/RUN/log/           NAME.GENERATION.jsonl, a file for each incarnation of each domain
 RUNS/RUN/console/       NAME.log, a file for each guest
@@ -11,9 +12,11 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["ADMIN_SOCKET", "LATEST", "new_run", "runs_root"]
+__all__ = ["ADMIN_SOCKET", "LATEST", "STORE_SOCKET", "new_run", "runs_root"]
 
 ADMIN_SOCKET = "admin.sock"
+STORE_SOCKET = "xenstored/socket"
+"""As an existing client of xenstore knows it below its folder (`XENSTORED_RUNDIR`)."""
 LATEST = "latest"
 
 

@@ -7,8 +7,9 @@ from msgspec import Meta, Struct
 from kernel.abi.codec import PART_BYTES
 from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.hypercalls import ChannelKind
-from kernel.abi.ids import U32, GrantRef, Name, Peer, Port, RequestId, VbdHandle
+from kernel.abi.ids import U32, U63, DomId, GrantRef, Name, Peer, Port, RequestId, VbdHandle
 from kernel.abi.status import Status
+from kernel.abi.store_io import StoreNode
 
 __all__ = [
     "NAMED_GUESTS",
@@ -39,6 +40,14 @@ __all__ = [
     "VbdDetached",
     "VbdImage",
     "VbdRing",
+    "XenstoreActive",
+    "XenstoreClient",
+    "XenstoreDomains",
+    "XenstoreGone",
+    "XenstoreIntroduce",
+    "XenstorePut",
+    "XenstoreRelease",
+    "XenstoreStream",
 ]
 
 
@@ -238,6 +247,62 @@ class DriverGivenUp(Struct, tag=0xA1, array_like=True, frozen=True, forbid_unkno
     guests: Annotated[tuple[Name, ...], Meta(max_length=NAMED_GUESTS)]
 
 
+class XenstoreActive(Struct, tag=0xB0, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: serve. Carries one descriptor, the memory in which every incarnation keeps what is not to be lost.
+
+    It comes only when every predecessor is gone with all its threads. Having it is the leave to serve.
+    """
+
+
+class XenstoreDomains(Struct, tag=0xB1, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store, once, behind `XenstoreActive`: these domains are there, and no others."""
+
+    peers: tuple[Peer, ...]
+
+
+class XenstoreIntroduce(Struct, tag=0xB2, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: a domain has come. A guest that starts again is another one, with another generation."""
+
+    peer: Peer
+
+
+class XenstoreRelease(Struct, tag=0xB3, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: a domain is gone, and with it what it had."""
+
+    peer: Peer
+
+
+class XenstoreClient(Struct, tag=0xB4, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: a domain's connection, by a message channel, one descriptor. A number that is known has its channel
+    in the place of an earlier one; another is never used again."""
+
+    connection: U63
+    domid: DomId
+
+
+class XenstoreStream(Struct, tag=0xB5, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: an administrator's connection, which speaks the wire of `xen/include/public/io/xs_wire.h`. Said
+    again to each incarnation until one says `XenstoreClosed`.
+
+    Carries four descriptors: the stream, both ends of a pipe (read, write), and a memory of `SLOT_BYTES`. All outlive
+    the incarnation, so that its successor goes on in the middle of a message.
+    """
+
+    connection: U63
+
+
+class XenstoreGone(Struct, tag=0xB6, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: the incarnation with this connection has ended."""
+
+    connection: U63
+
+
+class XenstorePut(Struct, tag=0xB7, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """To the store: these nodes, in one step. What is so already stays as it is, and nobody is told of it."""
+
+    nodes: tuple[StoreNode, ...]
+
+
 class Misbehave(Struct, tag=0xA8, array_like=True, frozen=True, forbid_unknown_fields=True):
     """To a driver: fail so, at the `count`-th time. `what` is an act, or `kill@POINT`, a fault point of its loop."""
 
@@ -271,6 +336,14 @@ Upcall = (
     | ConsoleRing
     | AdminConnection
     | DriverGivenUp
+    | XenstoreActive
+    | XenstoreDomains
+    | XenstoreIntroduce
+    | XenstoreRelease
+    | XenstoreClient
+    | XenstoreStream
+    | XenstoreGone
+    | XenstorePut
     | Misbehave
 )
 
@@ -281,5 +354,8 @@ DESCRIPTORS: dict[type[Struct], int] = {
     VbdBacking: 1,
     AdminConnection: 1,
     CoreRequested: 1,
+    XenstoreActive: 1,
+    XenstoreClient: 1,
+    XenstoreStream: 4,
 }
 """Descriptors that ride along with a message. A `Reply` says its own number."""

@@ -49,6 +49,9 @@ BURST_S = 0.25
 _SHARES = {Kind.DOM0: 1.0, Kind.DRIVER: 0.1, Kind.GUEST: 0.05}
 """Of the hypervisor's time in the long run, whatever a domain asks for. The administrator waits for nobody's flood."""
 
+STORE_CONNECTS, STORE_CONNECTS_PER_S = 40.0, 10.0
+"""A store that died is back within milliseconds, and dies no oftener."""
+
 REFUSALS_LOGGED, REFUSALS_LOGGED_PER_S = 50.0, 1.0
 """A domain that asks for what it may not have a thousand times a second must not drown what others are logged for."""
 
@@ -57,7 +60,8 @@ REFUSALS_LOGGED, REFUSALS_LOGGED_PER_S = 50.0, 1.0
 class DomainRecord:
     """One domain. `lives` has its incarnations that are not gone; `state` is what an administrator is told.
 
-    `time` (seconds of the hypervisor's) and `refusals` (that are logged) are its own over all its incarnations.
+    `time` (seconds of the hypervisor's), `store_connects` and `refusals` (that are logged) are its own over all its
+    incarnations.
     """
 
     domid: DomId
@@ -67,6 +71,7 @@ class DomainRecord:
     generation: Generation = _NONE_YET
     lives: dict[Generation, Life] = field(default_factory=dict)
     time: Allowance = field(init=False)
+    store_connects: Allowance = field(default_factory=lambda: Allowance(STORE_CONNECTS, STORE_CONNECTS_PER_S))
     refusals: Allowance = field(default_factory=lambda: Allowance(REFUSALS_LOGGED, REFUSALS_LOGGED_PER_S))
     unlogged_refusals: int = 0
 

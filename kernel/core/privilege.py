@@ -34,6 +34,8 @@ ALLOWED: dict[type[Struct], frozenset[Kind]] = {
     h.ConsoleFault: frozenset({Kind.GUEST, Kind.DRIVER}),
     h.XenbusStalled: frozenset({Kind.GUEST}),
     h.ImageProbed: frozenset({Kind.DRIVER}),
+    h.XenstoreConnect: _EVERYBODY,
+    h.XenstoreClosed: frozenset({Kind.DRIVER}),
     d.DomctlCreate: _DOM0,
     d.DomctlDestroy: _DOM0,
     d.DomctlShutdown: _DOM0,

@@ -9,11 +9,12 @@ from kernel.manifest import DEFAULT_MANIFEST, Device, DriverManifest, ManifestEr
 
 def test_the_default_manifest_says_what_the_code_would_do_without_it():
     manifest = load_manifest(DEFAULT_MANIFEST)
-    raw, qcow2, consoles = manifest.driver
+    raw, qcow2, consoles, store = manifest.driver
     assert raw == DriverManifest("blkback", "drivers.blkback.main")
     assert (qcow2.name, qcow2.role, qcow2.format) == ("qcowback", "drivers.blkback.qcow2", "qcow2")
     assert Path(qcow2.program).name == "qemu-storage-daemon"
     assert (consoles.role, consoles.device, consoles.standby) == ("drivers.console.main", Device.CONSOLE, False)
+    assert (store.role, store.device, store.standby) == ("drivers.store.main", Device.XENSTORE, True)
     assert manifest.faults is False
 
 
@@ -33,6 +34,10 @@ def test_the_default_manifest_says_what_the_code_would_do_without_it():
             "driver = [{name = 'a', role = 'x', device = 'console', standby = false}, "
             "{name = 'b', role = 'x', device = 'console', standby = false}]\n",
             "one driver at most",
+        ),
+        (
+            "driver = [{name = 'a', role = 'x', device = 'xenstore'}, {name = 'b', role = 'x', device = 'xenstore'}]\n",
+            "there is one store",
         ),
         ("driver = [{name = 'b', role = 'x', format = 'vmdk'}]\n", "$.driver[0].format"),
         ("driver = [{name = 'b', role = 'x', format = 'qcow2'}]\n", "'b' has no program"),

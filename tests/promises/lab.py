@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kernel.abi.guest_config import DiskConfig, DriverInfo, GuestConfig
 from tests.promises.driver_watch import DriverWatch
-from tests.promises.events import EventLog
+from tests.promises.events import EventLog, wait_until
 from tests.promises.processes import descendants_of, wait_gone
 from triovisor.lab import Hypervisor, start_hypervisor
 
@@ -28,6 +28,16 @@ restart = {restart}
 heartbeat = {{ interval_s = 0.1, deadline_s = 1.0, idle_s = 1.0 }}
 """
 """Beside the driver that a test is about."""
+
+STORE = """
+[[driver]]
+name = "store"
+role = "drivers.store.main"
+device = "xenstore"
+standby = {standby}
+restart = {restart}
+heartbeat = {{ interval_s = 0.1, deadline_s = 1.0, idle_s = 5.0 }}
+"""
 
 GONE_S = 1.0
 """For the last process of a hypervisor to be gone after it."""
@@ -52,6 +62,15 @@ class Lab:
     def driver(self) -> DriverInfo:
         """As `tv driver list` has it."""
         return next(driver for driver in self.client.drivers() if driver.name == self.watch.name)
+
+    def pid_of(self, driver: str) -> int:
+        """Of the incarnation that serves, waited for."""
+        return int(
+            wait_until(
+                lambda: next((each.pid for each in self.client.drivers() if each.name == driver), None),
+                f"an incarnation of {driver}",
+            )
+        )
 
     def create(self, name: str, *images: Path, memory: int = 64, read_only: bool = False, **settings) -> None:
         """A guest with a disk for each image, vda first."""
@@ -96,8 +115,10 @@ def manifest(
     shutdown_grace_s: float = 5.0,
     console: bool = False,
     console_restart: str = UNLIMITED,
+    store: str = "",
 ) -> str:
-    """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones."""
+    """A boot manifest in TOML, with drivers that may be told to misbehave. Tables are TOML's inline ones. `store`:
+    whether it has a standby, "true" or "false"; there is none without."""
     return f"""
 faults = true
 shutdown_grace_s = {shutdown_grace_s}
@@ -114,6 +135,7 @@ format = "{image_format}"
 program = "{program}"
 
 {CONSOLE.format(restart=console_restart) if console else ""}
+{STORE.format(standby=store, restart=UNLIMITED) if store else ""}
 [guests]
 {guests}
 
