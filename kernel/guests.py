@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 from msgspec.structs import replace
 
-from kernel import consoles
+from kernel import consoles, xenstore
 from kernel.abi.guest_config import ONLY_FOR, DiskConfig, DomainState, GuestConfig, ShutdownReason
 from kernel.abi.ids import Peer
 from kernel.abi.packet import close_all
@@ -27,7 +27,6 @@ from kernel.manifest import Device, parse_cpus
 from kernel.pausing import hold_anew, hold_for_dom0
 from kernel.probing import look_into
 from kernel.xenbus import frontend_came, frontend_went
-from kernel.xenstore import domain_changed
 
 __all__ = [
     "create", "destroy", "find_guest", "rename", "request_shutdown", "reset", "resolve_peer", "update_config",
@@ -123,12 +122,20 @@ def request_shutdown(machine: Machine, guest: Guest, reason: ShutdownReason) -> 
     post(machine, guest.incarnation, ShutdownRequested(reason))
 
 
-def reset(machine: Machine, guest: Guest) -> None:
-    """Press a guest's reset button: its incarnation ends at once, and another follows whatever its settings say."""
-    if guest.incarnation is None:
+async def reset(machine: Machine, guest: Guest) -> None:
+    """Press a guest's reset button: its incarnation ends at once, and another follows whatever its settings say.
+    Returns when that runs. Refuses EHOSTDOWN where there is none to end, EIO where none follows."""
+    before = guest.incarnation
+    if before is None:
         raise Refused(Status.EHOSTDOWN, f"guest {guest.config.name} is {guest.record.state}: there is nothing to reset")
-    guest.resetting = True
-    end(machine, guest.incarnation, "reset")
+    guest.resetting, guest.reset_over = True, trio.Event()
+    end(machine, before, "reset")
+    with trio.move_on_after(START_DEADLINE_S):
+        await guest.reset_over.wait()
+        if guest.incarnation is not None:
+            await wait_any(guest.incarnation.started, guest.incarnation.gone)
+    if guest.incarnation is None or not guest.incarnation.started.is_set():
+        raise Refused(Status.EIO, f"guest {guest.config.name} was ended and does not start: {guest.last_end}")
 
 
 def rename(machine: Machine, guest: Guest, name: str) -> None:
@@ -141,7 +148,7 @@ def rename(machine: Machine, guest: Guest, name: str) -> None:
     if guest.next_config is not None:
         guest.next_config = replace(guest.next_config, name=name)
     machine.keeper.rename_console(before, name)
-    domain_changed(machine, guest.record.domid)
+    xenstore.domain_renamed(machine, guest.record.domid)
     machine.log.info("guest.renamed", name=name, before=before)
 
 
@@ -378,9 +385,8 @@ def _gone(machine: Machine, guest: Guest, incarnation: Incarnation, how: str) ->
     if guest.destroying or not guest.lasting or machine.stopping:
         _remove(machine, guest)
     elif guest.resetting:
-        guest.resetting = False
         guest.restarts += 1
-        machine.nursery.start_soon(_start_later, machine, guest, 0.0)
+        machine.nursery.start_soon(_start_again, machine, guest)
     else:
         _follow(machine, guest, reason)
 
@@ -438,6 +444,13 @@ async def _replace_later(machine: Machine, guest: Guest, delay_s: float) -> None
     heir.deaths_s, heir.reboots_s = guest.deaths_s, guest.reboots_s
 
 
+async def _start_again(machine: Machine, guest: Guest) -> None:
+    """After its reset button."""
+    await _start_later(machine, guest, 0.0)
+    guest.resetting = False
+    guest.reset_over.set()
+
+
 async def _start_later(machine: Machine, guest: Guest, delay_s: float) -> None:
     await trio.sleep(delay_s)
     if guest.destroying or guest.record.domid not in machine.guests:
@@ -456,6 +469,7 @@ def _remove(machine: Machine, guest: Guest) -> None:
     machine.domains.remove(guest.record.domid)
     guest.record.state = DomainState.DEAD
     guest.removed.set()
+    guest.reset_over.set()
 
 
 def _let_go_of_disks(machine: Machine, guest: Guest) -> None:

@@ -382,7 +382,7 @@ def _domctl_update_config(
 async def _domctl_trigger(machine: Machine, _caller: Incarnation, call: d.DomctlTrigger, _riding: list[int]) -> Answer:
     guest = guests.find_guest(machine, call.domid)
     if call.trigger is d.Trigger.RESET:
-        guests.reset(machine, guest)
+        await guests.reset(machine, guest)
     else:
         await orders.press_sysrq(machine, guest, call.key)
     return Answer()

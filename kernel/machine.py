@@ -116,6 +116,7 @@ class Guest:
     last_end: str = ""
     destroying: bool = False
     resetting: bool = False
+    reset_over: trio.Event = field(default_factory=trio.Event)
     next_config: GuestConfig | None = None
     """What it is to be made from at its next start, where that was changed."""
     core: Core | None = None

@@ -37,7 +37,7 @@ __all__ = [
     "closed",
     "connect",
     "domain_came",
-    "domain_changed",
+    "domain_renamed",
     "domain_went",
     "has_store",
     "listen",
@@ -95,9 +95,10 @@ def domain_went(machine: Machine, incarnation: Incarnation) -> None:
     _tell(machine, *messages)
 
 
-def domain_changed(machine: Machine, domid: DomId) -> None:
-    """It has another name, or another configuration."""
-    _tell(machine, *_described(machine, domid))
+def domain_renamed(machine: Machine, domid: DomId) -> None:
+    """It has another name."""
+    if domid in machine.xenstore.introduced:
+        _tell(machine, *_described(machine, domid))
 
 
 def vbd_changed(machine: Machine, vbd: Vbd) -> None:

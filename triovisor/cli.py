@@ -4,22 +4,22 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from triovisor.cli_absent import add_absent
 from triovisor.cli_driver import driver_app
 from triovisor.cli_image import image_app
 from triovisor.cli_life import add_life
 from triovisor.cli_looks import add_looks
 from triovisor.cli_words import Name, complete_domain, complete_driver
-from triovisor.client import Client, TvError
-from triovisor.command import BytesSource, Command, DescriptorSource, ExecResult, exit_code, pump
-from triovisor.disks import ConfigError
-from triovisor.overlays import ImageError
+from triovisor.client import Client
+from triovisor.mistakes import Mistake
 from triovisor.printing import print_value, write_all
+
+if TYPE_CHECKING:
+    from triovisor.command import Command, ExecResult
 
 __all__ = ["app", "main"]
 
@@ -31,13 +31,20 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 class _Tv(TyperGroup):
     """Where every command's failure becomes one line."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            from triovisor.cli_absent import refuse_absent
+
+            refuse_absent(args[0])
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
             if sys.stdout:
                 sys.stdout.flush()
             return result
-        except (TvError, ConfigError, ImageError) as error:
+        except Mistake as error:
             print(f"tv: {error}", file=sys.stderr)
             raise SystemExit(EXIT_REFUSED) from None
         except KeyboardInterrupt:
@@ -60,7 +67,6 @@ app.add_typer(driver_app, name="driver")
 app.add_typer(image_app, name="image")
 add_life(app)
 add_looks(app)
-add_absent(app)
 
 _RUN_HELP = "Run folder or admin socket. Default: $TRIOVISOR_RUN, or the latest run in $TRIOVISOR_RUNS or ./runs."
 
@@ -86,6 +92,8 @@ def execute(
     json: Annotated[bool, typer.Option("--json", help="No input; print all output and the end as JSON.")] = False,
 ) -> None:
     """Run a command in a guest, with this one's streams. Exit status: the command's, 128 + its signal, or 125."""
+    from triovisor.command import BytesSource, DescriptorSource, exit_code, pump
+
     argv = command[1:] if command[0] == "--" else command
     if json:
         ended = ctx.obj.exec(name, argv)
@@ -99,7 +107,7 @@ def execute(
     raise SystemExit(exit_code(ended))
 
 
-def _readable(ended: ExecResult) -> dict[str, Any]:
+def _readable(ended: "ExecResult") -> dict[str, Any]:
     shown = {stream: getattr(ended, stream).decode(errors="backslashreplace") for stream in ("stdout", "stderr")}
     return {**shown, "status": ended.status, "signal": ended.signal, "why": ended.why}
 
@@ -162,7 +170,7 @@ def _complete(ctx: typer.Context, words: list[str], word: str) -> list[str]:
     return complete_driver(ctx, word) if words[0] == "driver" else complete_domain(ctx, word)
 
 
-def _pass_interrupts_on(command: Command) -> None:
+def _pass_interrupts_on(command: "Command") -> None:
     """The first Ctrl-C goes to the command; the second ends this one, and the command with it."""
 
     def pass_on(_number: int, _frame: FrameType | None) -> None:

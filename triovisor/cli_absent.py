@@ -1,12 +1,8 @@
 """Verbs of `xl` that cannot exist here: each says so, and why, and what there is instead."""
 
-from collections.abc import Callable
-
-import typer
-
 from triovisor.connection import TvError
 
-__all__ = ["ABSENT", "add_absent"]
+__all__ = ["ABSENT", "refuse_absent"]
 
 _STATE = (
     "a guest here is Linux as processes, or a Python program, whose state cannot be taken out and put in elsewhere: "
@@ -33,15 +29,7 @@ ABSENT = {
 """Verb → why."""
 
 
-def add_absent(app: typer.Typer) -> None:
-    """Give `app` these verbs. They are not in its help."""
-    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
-    for verb, why in ABSENT.items():
-        app.command(verb, hidden=True, context_settings=settings, add_help_option=False)(_refusing(verb, why))
-
-
-def _refusing(verb: str, why: str) -> Callable[[], None]:
-    def refuse() -> None:
-        raise TvError.invalid(f"there is no {verb} here: {why}")
-
-    return refuse
+def refuse_absent(verb: str) -> None:
+    """Raise TvError (EINVAL) for one of them."""
+    if verb in ABSENT:
+        raise TvError.invalid(f"there is no {verb} here: {ABSENT[verb]}")

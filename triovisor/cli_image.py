@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from triovisor import overlays, render
 from triovisor.cli_words import Json, done
-from triovisor.overlays import ImageError
 from triovisor.printing import print_value
 
 __all__ = ["image_app"]
@@ -29,6 +26,8 @@ def create(
     json: Json = False,
 ) -> None:
     """Make an overlay: it takes what a guest writes, and RAW stays as it is."""
+    from triovisor import overlays
+
     made = overlays.create(overlay, backing, None if size is None else overlays.parse_size(size))
     values = {"overlay": str(overlay), "size_bytes": made.size_bytes}
     print_value(values, lambda _: f"created {overlay}, a disk of {made.size_bytes} bytes", json)
@@ -39,12 +38,18 @@ def info(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image, raw or in qcow2.")], json: Json = False
 ) -> None:
     """Tell about an image, also about one that is in use."""
+    import msgspec
+
+    from triovisor import overlays, render
+
     print_value(msgspec.structs.asdict(overlays.info(image)), render.pairs, json)
 
 
 @image_app.command(epilog="For example: tv image commit copy.qcow2 --backing disk.img")
 def commit(overlay: Overlay, backing: Backing, json: Json = False) -> None:
     """Write what an overlay holds into RAW, and empty it. No guest may use either."""
+    from triovisor import overlays
+
     overlays.commit(overlay, backing)
     done(json, "image commit", overlay=str(overlay), backing=str(backing))
 
@@ -56,6 +61,11 @@ def check(
     json: Json = False,
 ) -> None:
     """See whether an overlay that no guest uses is whole. Exit status 1 where it is not."""
+    import msgspec
+
+    from triovisor import overlays, render
+    from triovisor.overlays import ImageError
+
     checked = overlays.check(overlay, repair=repair)
     print_value(msgspec.structs.asdict(checked), render.pairs, json)
     mend = f"tv image check --repair {overlay}"

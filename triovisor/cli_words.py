@@ -1,7 +1,6 @@
 """Words that many verbs of `tv` take, with their completion, and what verbs that only act print for a script."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import typer
@@ -59,6 +58,7 @@ def done(json: bool, verb: str, **about: object) -> None:
 
 def to_each(names: list[str], act: Callable[[str], None]) -> list[TvError]:
     """Do it to all of them side by side. What failed."""
+    from concurrent.futures import ThreadPoolExecutor
 
     def attempt(name: str) -> TvError | None:
         try:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -32,14 +32,14 @@ from kernel.abi.admin import (
     Answer,
     Part,
 )
-from kernel.abi.console_io import ConsoleMessage
 from kernel.abi.domctl import Trigger
 from kernel.abi.guest_config import DomainInfo, DriverInfo, GuestConfig, ShutdownReason
-from kernel.abi.guest_io import ExecMessage, Stream
 from kernel.abi.ids import DomId, Name
 from kernel.abi.status import Status
-from triovisor.command import BytesSource, Command, ExecResult, pump
 from triovisor.connection import Connection, TvError, connect, find_socket
+
+if TYPE_CHECKING:
+    from triovisor.command import Command, ExecResult
 
 __all__ = ["Client", "Core", "TvError"]
 
@@ -108,7 +108,7 @@ class Client:
         self._ask(AdminDestroy(_name(name)))
 
     def reset(self, name: str) -> None:
-        """Press a guest's reset button: it ends at once, and starts anew."""
+        """Press a guest's reset button: it ends at once, and starts anew; return when it has."""
         self._ask(AdminTrigger(_name(name), Trigger.RESET))
 
     def sysrq(self, name: str, key: str) -> None:
@@ -151,11 +151,14 @@ class Client:
             connection.send(AdminDmesg(None if name is None else _name(name)), ANSWER_S)
             return _answer(connection, ANSWER_S)[0]
 
-    def exec(self, name: str, argv: Sequence[str | bytes], stdin: bytes = b"") -> ExecResult:
+    def exec(self, name: str, argv: Sequence[str | bytes], stdin: bytes = b"") -> "ExecResult":
         """Run a command in a guest to its end.
 
         A guest that ends under it is no error: then the result has neither status nor signal.
         """
+        from kernel.abi.guest_io import Stream
+        from triovisor.command import BytesSource, ExecResult, pump
+
         output = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
         with self.command(name, argv) as command:
             ended = pump(command, BytesSource(stdin), lambda stream, data: output[stream].extend(data))
@@ -163,8 +166,11 @@ class Client:
         return ExecResult(stdout, stderr, ended.status, ended.signal, ended.why)
 
     @contextmanager
-    def command(self, name: str, argv: Sequence[str | bytes]) -> Iterator[Command]:
+    def command(self, name: str, argv: Sequence[str | bytes]) -> "Iterator[Command]":
         """A command with its streams open, as `exec` without the waiting. It is killed if it still runs at the end."""
+        from kernel.abi.guest_io import ExecMessage
+        from triovisor.command import Command
+
         with connect(self.path, AdminReply | ExecMessage) as connection:
             connection.send(AdminExec(_name(name)), ANSWER_S)
             _answer(connection, ANSWER_S)
@@ -173,6 +179,8 @@ class Client:
     @contextmanager
     def console(self, request: AdminConsole) -> Iterator[tuple[Connection, int]]:
         """A connection to a guest's console (`console_io.ConsoleMessage`), and the guest's generation."""
+        from kernel.abi.console_io import ConsoleMessage
+
         with connect(self.path, AdminReply | ConsoleMessage) as connection:
             connection.send(msgspec.structs.replace(request, name=_name(request.name)), ANSWER_S)
             yield connection, _convert(_answer(connection, ANSWER_S)[1].value, int)

@@ -17,6 +17,7 @@ from kernel.abi import packet
 from kernel.abi.codec import MAX_PACKET, Codec, encode
 from kernel.abi.run import ADMIN_SOCKET, LATEST, runs_root
 from kernel.abi.status import DomainFault, Status
+from triovisor.mistakes import Mistake
 
 __all__ = ["Connection", "TvError", "connect", "find_socket"]
 
@@ -27,7 +28,7 @@ CONNECT_S = 10
 """For the hypervisor to take the connection from its queue."""
 
 
-class TvError(Exception):
+class TvError(Mistake):
     """What was asked for did not happen. `why` is one line for a person."""
 
     def __init__(self, status: Status, why: str) -> None:

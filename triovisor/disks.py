@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from kernel.abi.guest_config import DiskConfig
+from triovisor.mistakes import Mistake
 from triovisor.overlays import QCOW2_MAGIC
 
 __all__ = ["ConfigError", "read_disks", "shown"]
@@ -35,7 +36,7 @@ _BACKENDS = {"raw": "blkback", "qcow2": "qcowback"}
 """The driver of the boot manifest that comes with the hypervisor, by format."""
 
 
-class ConfigError(Exception):
+class ConfigError(Mistake):
     """A mistake in a guest's configuration: one line that says what is wrong and what would be right."""
 
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from kernel.abi.cache import find_program
+from triovisor.mistakes import Mistake
 
 __all__ = ["QCOW2_MAGIC", "Checked", "ImageError", "ImageInfo", "check", "commit", "create", "info", "parse_size"]
 
@@ -36,7 +37,7 @@ _OWN_NAMES = r"^qemu-img: |(Could not open )?'?json:\{.*\}'?: "
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class ImageError(Exception):
+class ImageError(Mistake):
     """An image cannot be used so: one line that names it, what is wrong, and the mend."""
 
 

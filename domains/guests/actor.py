@@ -11,7 +11,7 @@ from domains.frontends.backing import size_of_rings
 from domains.frontends.console_ring import ConsoleRing
 from domains.guests.commands import Commands
 from domains.guests.console import Console
-from domains.guests.core_dump import SystemMemory, system_memory, wait_for_memory
+from domains.guests.core_dump import SystemMemory, wait_for_memory
 from domains.guests.disks import Disks
 from domains.guests.mconsole import Mconsole
 from domains.guests.notes import Notes
@@ -61,6 +61,9 @@ LAST_WORDS_S = 0.5
 
 SYSRQ_S = 5.0
 """For a kernel to hear a key."""
+
+MEMORY_S = 5.0
+"""For a kernel that was started to have its memory."""
 
 LIVES_TOLD_APART, NUMBERS_OF_ONE = 60, 1024
 """An actor's ports and grants have other numbers than its predecessor's: a backend may be about to map one of those."""
@@ -252,9 +255,10 @@ class Actor:
 
     async def _write_core(self, core: int) -> None:
         try:
-            memory = system_memory()
-            if memory is None:
-                raise Refused(Status.EIO, "its kernel has no memory yet: try again when it has booted")
+            with trio.move_on_after(MEMORY_S) as waiting:
+                memory = await wait_for_memory()
+            if waiting.cancelled_caught:
+                raise Refused(Status.EIO, f"its kernel has no memory after {MEMORY_S:g} s: has it ended?")
             with memory:
                 await memory.write_core(core, self._domain.log)
         finally:

@@ -19,7 +19,7 @@ from domains.guests.standing import look_at_system
 from kernel.abi.log import Log
 from kernel.abi.status import Refused, Status
 
-__all__ = ["SystemMemory", "system_memory", "wait_for_memory"]
+__all__ = ["SystemMemory", "wait_for_memory"]
 
 PIECE_BYTES = 1 << 20
 """Between two turns of the loop, which has the guest's devices to serve."""
@@ -90,7 +90,7 @@ class SystemMemory:
             os.close(process)
 
 
-def system_memory() -> SystemMemory | None:
+def _system_memory() -> SystemMemory | None:
     """That of the operating system, a child of this process's parent; None where it has none yet, or none any more."""
     for pid, look in look_at_system().items():
         memory = find_memory(_regions(pid)) if look.parent == os.getppid() else None
@@ -100,9 +100,9 @@ def system_memory() -> SystemMemory | None:
 
 
 async def wait_for_memory() -> SystemMemory:
-    """The same, of a kernel that boots."""
+    """The memory of the operating system, which may be about to boot."""
     while True:
-        if (found := system_memory()) is not None:
+        if (found := _system_memory()) is not None:
             return found
         await trio.sleep(LOOK_S)
 

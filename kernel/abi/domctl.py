@@ -143,8 +143,8 @@ class DomctlTrigger(Struct, tag=0x3C, array_like=True, frozen=True, forbid_unkno
     """Press a key or a button of a guest's machine (`XEN_DOMCTL_sendtrigger`, and Xen's control/sysrq).
 
     Caller:  Dom0.
-    Promise: SYSRQ: OK when its kernel was told `key`. RESET: OK when its incarnation is being ended; another follows,
-             whatever its `on_*` settings.
+    Promise: SYSRQ: OK when its kernel was told `key`. RESET: OK when its incarnation was ended and another runs,
+             whatever its `on_*` settings say.
     Errors:  ENOENT no such guest, EPERM it is no guest, EHOSTDOWN it is not running, EINVAL a native guest has no such
              key, EIO or ETIMEDOUT its kernel was not told.
     """

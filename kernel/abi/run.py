@@ -9,7 +9,6 @@ RUNS/RUN/console/       NAME.log, a file for each guest
 """
 
 import os
-import secrets
 import time
 from pathlib import Path
 
@@ -28,4 +27,4 @@ def runs_root() -> Path:
 
 def new_run() -> Path:
     """The path of a run that does not exist yet, named by time and chance."""
-    return runs_root() / (time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2))
+    return runs_root() / (time.strftime("%Y%m%d-%H%M%S-") + os.urandom(2).hex())

@@ -353,9 +353,9 @@ DESCRIPTORS: dict[type[Struct], int] = {
     ImageProbe: 1,
     VbdBacking: 1,
     AdminConnection: 1,
+    CoreRequested: 1,
     XenstoreActive: 1,
     XenstoreClient: 1,
     XenstoreStream: 4,
-    CoreRequested: 1,
 }
 """Descriptors that ride along with a message. A `Reply` says its own number."""

@@ -19,7 +19,7 @@ from kernel.abi.status import Status
 from tests.adversaries.lab import Lab
 from tests.not_possible import not_possible
 from tests.promises.events import wait_until
-from triovisor.client import TvError
+from triovisor.client import Client, TvError
 
 ANSWER_S = 20.0
 STRANGER = 65534
@@ -222,3 +222,14 @@ def test_what_dom0_was_asked_for_is_done_though_it_is_killed_meanwhile(lab: Lab)
         assert lab.client.exec("orphan", ["true"]).status == 0
         lab.client.destroy("orphan")
     lab.note_peace()
+
+
+def test_an_administrator_who_comes_while_it_boots_is_served_once_dom0_runs(tmp_path):
+    command = [sys.executable, "-m", "kernel", "--run", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as hypervisor:
+        try:
+            wait_until((tmp_path / ADMIN_SOCKET).is_socket, "there is an admin socket")
+            assert Client(tmp_path).list()[0].name == "dom0"
+        finally:
+            hypervisor.send_signal(signal.SIGTERM)
+        assert hypervisor.wait(20) == 0

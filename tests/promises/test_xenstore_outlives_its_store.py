@@ -112,6 +112,17 @@ def test_a_watch_of_a_native_guest_fires_after_the_store_died(lab, tmp_path, cli
     assert last_end(lab, "watcher")["reason"] == "poweroff"
 
 
+def test_a_renamed_guest_has_its_new_name_in_the_store_whoever_serves(lab, tmp_path, client):
+    create(lab, native(tmp_path, "before", WATCHER, args=["data/word", "go"]))
+    wait_said(lab, "before", "watches")
+    node = f"/local/domain/{lab.client.info('before').domid}/name"
+    assert client.read(node) == b"before"
+    lab.client.rename("before", "after")
+    wait_until(lambda: client.read(node) == b"after", "the store has the new name")
+    kill_store(lab)
+    assert client.read(node) == b"after"
+
+
 def test_programs_on_the_socket_go_on_under_forty_kills(lab, client):
     """Every acknowledged write is there, every transaction was done once, every change was told."""
     stop = threading.Event()

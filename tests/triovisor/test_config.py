@@ -1,5 +1,7 @@
 """A guest's TOML: what is right is read, and each mistake is one line with its mend."""
 
+import re
+
 import pytest
 
 from kernel.abi.guest_config import Action, DiskConfig, GuestConfig
@@ -214,3 +216,44 @@ def test_a_file_that_is_not_text_is_reported(folder):
 def test_a_file_that_is_missing_is_reported_by_the_name_given(folder):
     with pytest.raises(ConfigError, match=r"^nowhere\.toml: No such file"):
         load("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["memory=128"], "memory", 128),
+        (["memory=32", "memory=48"], "memory", 48),
+        (["name=7"], "name", "7"),
+        (["extra=quiet tv.x=1"], "extra", "quiet tv.x=1"),
+        (["extra="], "extra", ""),
+        (['extra="7"'], "extra", "7"),
+        (["on_crash=coredump-restart"], "on_crash", Action.COREDUMP_RESTART),
+        (["disk=[]"], "disk", []),
+        (["cpus=0"], "cpus", "0"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_word_behind_the_file_counts_instead_of_what_it_says(tmp_path, words, key, value):
+    (tmp_path / "a.img").write_bytes(bytes(512))
+    file = tmp_path / "web.toml"
+    file.write_text('name = "web"\nmemory = 64\ndisk = ["a.img,raw,vda"]\n')
+    assert getattr(load(file, words), key) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("memory", "'memory' is no KEY=VALUE: write it as memory=128"),
+        ("=1", "'=1' is no KEY=VALUE"),
+        ("memry=1", "unknown key 'memry': did you mean 'memory'?"),
+        ("memory=lots", 'memory = "lots": give a whole number'),
+        ("memory=8", "memory = 8: a guest needs at least 24 (MiB)"),
+        ("kernel=no-such-file", "no such file"),
+    ],
+)
+def test_a_word_that_says_nothing_is_one_line(tmp_path, word, said):
+    file = tmp_path / "web.toml"
+    file.write_text('name = "web"\n')
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        load(file, [word])
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import typer
 
 from triovisor.cli import app
 
-ROOT = typer.main.get_command(app)
+ROOT: Any = typer.main.get_command(app)
 EXAMPLE = "For example: "
 WITHOUT_JSON = {"console", "login"}
 """They are a conversation, and no answer."""
@@ -26,6 +28,14 @@ def verbs(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 VERBS = list(verbs(ROOT))
+
+
+def test_the_start_of_tv_waits_for_nothing_that_only_some_verbs_need():
+    heavy = {"trio", "rich", "tomllib", "concurrent.futures", "readline", "triovisor.overlays"}
+    script = "import sys, triovisor.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "triovisor.client" in loaded
+    assert not heavy & set(loaded)
 
 
 def command_of(words):

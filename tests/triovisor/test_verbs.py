@@ -331,10 +331,12 @@ def test_a_shell_is_offered_verbs_options_and_names(lab, web):
     assert "--wait" in complete(lab, "tv shutdown --w")
 
 
-def test_completion_can_be_shown_for_the_users_shell(lab):
-    script = "import sys; sys.argv = ['tv', '--show-completion', 'bash']; from triovisor.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+def test_completion_is_made_for_the_users_shell(tv):
+    script = "import sys; sys.argv = ['tv']; from triovisor.cli import main; main()"
+    environment = {**os.environ, "_TV_COMPLETE": "source_bash"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert "complete -o default -F _tv_completion tv" in done.stdout
+    assert "--install-completion" in tv("--help")
 
 
 def test_the_hypervisors_settings_after_an_end_are_what_config_update_says(tv, lab, web):

@@ -204,3 +204,47 @@ async def test_dom0_logs_a_driver_that_is_given_up(hypervisor, client):
     await ask(client.list)
     told = [fields for event, fields in hypervisor.log.events if event == "driver.given_up"]
     assert told == [{"name": "blkback", "deaths": 6, "guests": ["web"]}]
+
+
+async def test_a_domain_is_found_by_its_domid_too_and_by_its_name_first(hypervisor, client):
+    guest = hypervisor.add_guest("web")
+    hypervisor.domains["2"] = domain_info(9, "2")
+    assert (await ask(client.info, "0")).name == "dom0"
+    assert (await ask(client.info, "2")).domid == 9
+    await ask(client.pause, "9")
+    assert hypervisor.calls[-1].domid == 9
+    assert guest.info.domid == 2
+
+
+async def test_the_verbs_about_a_guest_are_handed_on_with_all_that_was_said(hypervisor, client):
+    domid = hypervisor.add_guest("web").info.domid
+    config = GuestConfig(name="web", memory=96)
+    await ask(client.rename, "web", "shop")
+    await ask(client.update_config, "web", config)
+    await ask(client.sysrq, "web", "m")
+    await ask(client.reset, "web")
+    await ask(client.keep_standby, "blkback", False)
+    asked = [call for call in hypervisor.calls if not isinstance(call, d.DomctlGetInfo)][-5:]
+    request = asked[0].request
+    assert asked[0] == d.DomctlRename(request, domid, "shop")
+    assert (asked[1].domid, asked[1].config) == (domid, config)
+    assert (asked[2].trigger, asked[2].key) == (d.Trigger.SYSRQ, "m")
+    assert (asked[3].trigger, asked[3].key) == (d.Trigger.RESET, "")
+    assert (asked[4].driver, asked[4].wanted) == ("blkback", False)
+
+
+async def test_create_says_whether_it_is_to_stand_still(hypervisor, client):
+    await ask(client.create, GuestConfig(name="db"), paused=True)
+    assert hypervisor.calls[-1].paused is True
+
+
+@pytest.mark.parametrize("key", ["", "mm", "M", "/"])
+async def test_what_is_no_key_of_sysrq_is_refused_before_it_is_sent(hypervisor, client, key):
+    assert (await refused(client.sysrq, "web", key)).status is Status.EINVAL
+    assert not any(isinstance(call, d.DomctlTrigger) for call in hypervisor.calls)
+
+
+async def test_dmesg_takes_a_domid_too(hypervisor, client):
+    guest = hypervisor.add_guest("web")
+    hypervisor.tails["web"] = b"its console"
+    assert await ask(client.dmesg, str(guest.info.domid)) == b"its console"
