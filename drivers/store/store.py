@@ -31,7 +31,7 @@ from drivers.store.errors import (
 )  # fmt: skip
 from drivers.store.journal import Journal
 from drivers.store.numbers import domid_of, number_of
-from drivers.store.paths import domain_path, is_valid, name_of, parent_of, whole_path
+from drivers.store.paths import child_of, domain_path, is_valid, name_of, parent_of, whole_path
 from drivers.store.permissions import DEAD, OWNER, READ, WRITE, Permissions, granted, parse, render, without
 from drivers.store.quotas import Quotas, Room
 from drivers.store.state import Domain, State, dump, load, node_of, plain
@@ -351,7 +351,9 @@ class Store:
             if self._tree.owned.get(client.domid, 0) + len(missing) > self._state.quotas.nodes:
                 raise Refused(ENOSPC)
             self._check_size(client, transaction, Node(value, permissions, 0), 0)
-            self._check_size(client, transaction, parent, len(name_of(missing[-1])) + 1)
+            for each in missing:
+                holder = parent if each is missing[-1] else Node(b"", permissions, 0)
+                self._check_size(client, transaction, holder, len(name_of(each)) + 1)
         if transaction is None:
             more = NODE_BYTES + PERMISSION_BYTES * len(permissions)
             self._state.room.need(len(value) + sum(len(each) + more for each in missing))
@@ -660,10 +662,15 @@ class Store:
             self._fire_special(b"@releaseDomain")
 
     def _remove_owned(self, domid: int) -> None:
-        nodes = self._tree.nodes
-        for path in sorted(path for path, node in nodes.items() if node.permissions[0][0] == domid):
-            if path in nodes and path != b"/":
-                self._remove(None, path, nodes[path])
+        """Its nodes and what is below them, in the tree's order."""
+        stack = [b"/"]
+        while stack and self._tree.owned.get(domid):
+            path = stack.pop()
+            node = self._tree.nodes[path]
+            if node.permissions[0][0] == domid and path != b"/":
+                self._remove(None, path, node)
+            else:
+                stack += [child_of(path, name) for name in reversed(node.children)]
 
     def _introduce_op(self, client: Connection, transaction: Transaction | None, body: bytes) -> bytes:
         """domid, frame, port: the latter two mean nothing here. Again for a domain that has it: it begins anew."""

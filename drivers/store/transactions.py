@@ -1,7 +1,9 @@
 """A transaction: a picture of the tree that nobody else changes, and changes that nobody else sees until its end.
 
 It takes each node as it is when it is first looked at. At its end it conflicts if any of those has changed since, or is
-there no more, or only now: whether the transaction changed the node or only looked.
+there no more, or only now: whether the transaction changed the node or only looked. A picture may be torn: a parent as
+it was before, a child as it is after what somebody else did. Such a transaction is going to conflict, and until then
+nothing may stumble over it.
 """
 
 from typing import NamedTuple
@@ -76,7 +78,9 @@ class Transaction:
         self._change(path).permissions = permissions
 
     def remove(self, path: bytes) -> None:
-        self._change(parent_of(path)).remove_child(name_of(path))
+        parent = self.get(parent_of(path))
+        if parent is not None and name_of(path) in parent.children:
+            self._change(parent_of(path)).remove_child(name_of(path))
         seen = self._seen[path]
         seen.node = None
         seen.changed = True

@@ -68,8 +68,8 @@ def subtree(view: View, root: bytes, node: Node) -> Iterator[tuple[bytes, Node]]
         if names:
             below = child_of(path, names.pop())
             child = view.get(below)
-            assert child is not None, below
-            stack.append((below, child, list(reversed(child.children))))
+            if child is not None:  # always, but for a transaction's torn picture
+                stack.append((below, child, list(reversed(child.children))))
         else:
             stack.pop()
             yield path, node

@@ -42,9 +42,9 @@ MUSL_SPECS = "usr/lib/x86_64-linux-musl/musl-gcc.specs"
 
 
 @contextlib.contextmanager
-def locked() -> Iterator["Packages"]:
-    """The folder of packages, to this process alone. Waits for another set-up."""
-    folder = cache_root().absolute() / "packages"
+def locked(name: str = "packages") -> Iterator["Packages"]:
+    """A folder of packages, to this process alone: guests' or, by another name, others'. Waits for another set-up."""
+    folder = cache_root().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         try:
