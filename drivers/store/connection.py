@@ -53,13 +53,18 @@ class Connection:
             return None
         event = Event(self.next_event, body, cause)
         self.next_event += 1
+        self._queued.add(event.body)
         self.restore(event)
         return event
 
     def restore(self, event: Event) -> None:
+        """Put one behind the others that the same one will not be merged with: it may have been sent already."""
         self.events.append(event)
-        self._queued.add(event.body)
         self.queued_bytes += event.weight()
+
+    def merge_no_more(self) -> None:
+        """With what is queued now."""
+        self._queued.clear()
 
     def take_event(self) -> Event:
         """The oldest, which is delivered."""

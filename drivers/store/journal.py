@@ -24,6 +24,7 @@ HEAD = struct.Struct("<II")
 END = bytes(4)
 OVERHEAD = HEAD.size + len(END)
 LEAST_BYTES = 1 << 16
+FEW_RECORDS = 4096
 
 
 class JournalBroken(Exception):
@@ -33,13 +34,15 @@ class JournalBroken(Exception):
 class Journal:
     """Appends records, and reads what a predecessor appended.
 
-    `memory` is all zero at first. Raises JournalBroken, and ValueError for memory that is too small.
+    `memory` is all zero at first. A snapshot is due after `few_records`, and one more for each node: so neither it nor
+    a recovery takes long. Raises JournalBroken, and ValueError for memory that is too small.
     """
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, few_records: int = FEW_RECORDS) -> None:
         if len(memory) < LEAST_BYTES:
             raise ValueError(f"a journal of {len(memory)} bytes is too small, at least {LEAST_BYTES} are needed")
         self._memory = memory
+        self.few_records = few_records
         self.half_bytes = (len(memory) - HEADER_BYTES) // 2
         self._half = memory[0]
         self.count = 0
@@ -68,7 +71,7 @@ class Journal:
     def _record(self, at: int) -> bytes | None:
         if at + OVERHEAD > self._end:
             return None
-        length, crc = HEAD.unpack_from(self._memory, at)
+        length, crc = HEAD.unpack(self._memory[at : at + HEAD.size])
         start = at + HEAD.size
         if not length or start + length + len(END) > self._end:
             return None

@@ -48,9 +48,6 @@ DOMID_SELF = 0x7FF0
 REQUEST, CONNECT, DISCONNECT, INTRODUCE, RELEASE, PUT, END = range(7)
 """What a record is of. Each is [deliveries, kind, arguments…]; deliveries: those since the record before, or nil."""
 
-FEW_RECORDS = 4096
-"""A snapshot is due after so many records, and one more for each node: so neither it nor a recovery takes long."""
-
 NODE_HEADER_BYTES, NODE_PERMISSION_BYTES = 24, 8
 """What the C xenstored takes for a node, as its size is bounded."""
 
@@ -81,8 +78,7 @@ class Store:
             self._state.begin()
         self._tree = self._state.tree
         self.connections: Mapping[int, Connection] = self._state.connections
-        if not records:
-            self._rotate()
+        self._rotate()
 
     # What the acting part says and asks
 
@@ -190,14 +186,18 @@ class Store:
         """For a record of this length, if it has to be by a snapshot. Raises Refused."""
         journal = self._journal
         length += 24 * len(self._delivered)
-        if journal.left < length or journal.count > FEW_RECORDS + len(self._tree.nodes):
+        if journal.left < length or journal.count > journal.few_records + len(self._tree.nodes):
             self._rotate()
             if journal.left < length:
                 raise Refused(ENOSPC)
 
     def _rotate(self) -> None:
+        """Begin anew with a snapshot, if it fits. Who recovers from it cannot know which of the events have been sent
+        since: none of those may stand for one that comes later, neither there nor here, or that one would be lost."""
         if self._journal.rotate(dump(self._state)):
             self._delivered.clear()
+            for client in self._state.connections.values():
+                client.merge_no_more()
 
     def _replay(self, records: Iterable[bytes]) -> None:
         self._tree = self._state.tree

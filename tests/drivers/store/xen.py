@@ -1,4 +1,4 @@
-"""Debian's own xenstored, its clients and its tests, downloaded and unpacked beside what set-up keeps; never installed."""
+"""Debian's own xenstored, its clients and its tests: downloaded and unpacked beside what set-up keeps, never installed."""
 
 import functools
 import mmap
@@ -193,7 +193,8 @@ def c_xenstored(folder: Path, domids: Sequence[int] = ()) -> Iterator[XenStored]
     }
     process = subprocess.Popen([xen_program("xenstored"), "-N", "-P"], env=environment, stdout=subprocess.PIPE)
     try:
-        assert process.stdout and process.stdout.readline().strip(), "xenstored has not started"
+        assert process.stdout is not None
+        assert process.stdout.readline().strip(), "xenstored has not started"
         client = store.connect()
         for domid in domids:
             assert client.ask(Op.INTRODUCE, 0, b"%d\x001\x001\0" % domid) == (Op.INTRODUCE, b"OK\0")
@@ -201,6 +202,4 @@ def c_xenstored(folder: Path, domids: Sequence[int] = ()) -> Iterator[XenStored]
     finally:
         store.close()
         process.kill()
-        process.wait()
-        assert process.stdout
-        process.stdout.close()
+        process.communicate()
