@@ -168,6 +168,10 @@ class Store:
         client = self.connections.get(connection)
         return client is None or not client.domid or len(client.unsettled) < self._state.quotas.outstanding
 
+    def nodes(self) -> Mapping[bytes, Node]:
+        """All that everybody sees, for who looks at the whole of it. Not to be changed."""
+        return self._tree.nodes
+
     # The journal
 
     def _keep(self, kind: int, *arguments: object) -> None:

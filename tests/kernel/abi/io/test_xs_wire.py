@@ -27,6 +27,8 @@ def test_ops_and_errors_are_those_of_xen():
     assert [op.name for op in sorted(Op)] == [*names.split(), "RESET_WATCHES", "DIRECTORY_PART", "INVALID"]
     assert [op.value for op in sorted(Op)] == [*range(20), 21, 22, 0xFFFF]
     assert OPS == 23
-    errors = "EINVAL EACCES EEXIST EISDIR ENOENT ENOMEM ENOSPC EIO ENOTEMPTY ENOSYS EROFS EBUSY EAGAIN EISCONN E2BIG EPERM"
+    errors = (
+        "EINVAL EACCES EEXIST EISDIR ENOENT ENOMEM ENOSPC EIO ENOTEMPTY ENOSYS EROFS EBUSY EAGAIN EISCONN E2BIG EPERM"
+    )
     assert list(ErrorName) == errors.split()
     assert (PAYLOAD_MAX, ABS_PATH_MAX, REL_PATH_MAX) == (4096, 3072, 2048)
