@@ -1,5 +1,7 @@
 """The store against a plain model of it, killed at any byte of any request, and recovered from its journal."""
 
+import contextlib
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -100,10 +102,8 @@ class Killable(RuleBasedStateMachine):
     def kill_while_it_recovers(self, left):
         self.memory = Memory(self.memory.held)
         self.memory.left = left
-        try:
+        with contextlib.suppress(Killed):
             self.start()
-        except Killed:
-            pass
         self.kill()
 
     @rule(who=WHO, count=st.integers(1, 3))

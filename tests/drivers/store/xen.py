@@ -1,4 +1,4 @@
-"""Debian's own xenstored, its clients and its tests: downloaded and unpacked beside what set-up keeps, never installed."""
+"""Debian's xenstored, its clients and its tests: downloaded and unpacked beside what set-up keeps, never installed."""
 
 import functools
 import mmap
