@@ -245,9 +245,8 @@ class Model:
         if transaction is not None:
             transaction.fires[path] = exact and transaction.fires.get(path, True)
             return
-        nodes = [each for each in (old, self.nodes.get(path)) if each is not None]
-        if path in self.nodes:
-            nodes.append(self.nodes[above(path)])
+        near = (old, self.nodes.get(path), self.nodes.get(above(path)) if path in self.nodes else None)
+        nodes = [each for each in near if each is not None]
         for who, watched, token, cut in self.watches:
             hit = path == watched if exact else watched == b"/" or path == watched or path.startswith(watched + b"/")
             if hit and any(may(self.domids[who], node) & READ for node in nodes):

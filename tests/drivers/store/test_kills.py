@@ -22,8 +22,12 @@ TOKEN = st.sampled_from((b"t", b"u"))
 VALUE = st.sampled_from((b"", b"1", b"\0\0", b"long" * 30, b"longer" * 40))
 OWNERS = st.sampled_from((b"n0", b"b0", b"r5", b"b5", b"n7"))
 ENTRIES = st.lists(st.sampled_from((b"r5", b"w5", b"b7", b"n7")), max_size=2)
-ANY_TRANSACTION = st.sampled_from((0, 0, 0, 1, 1, 1, 2, 3))
-BYTES_UNTIL_KILL = st.one_of(st.none(), st.none(), st.integers(0, 300))
+INSIDE = st.booleans()
+"""Whether in the connection's oldest transaction, if one is open."""
+
+CHANGES = st.sampled_from((Op.WRITE, Op.MKDIR, Op.RM, Op.READ))
+RARELY = st.integers(0, 5).map(lambda number: number == 5)
+BYTES_UNTIL_KILL = st.integers(0, 2000).map(lambda left: 2000 - left if left > 1800 else None)
 
 
 class Killable(RuleBasedStateMachine):
@@ -93,13 +97,17 @@ class Killable(RuleBasedStateMachine):
             assert not new, "an event that nothing fired"
         self.model.fired = []
 
-    @rule()
-    def kill(self):
+    @rule(sure=RARELY)
+    def kill(self, sure=True):
+        if not sure:
+            return
         self.recover()
         self.model.recovered()
 
-    @rule(left=st.integers(0, 3000))
-    def kill_while_it_recovers(self, left):
+    @rule(left=st.integers(0, 3000), sure=RARELY)
+    def kill_while_it_recovers(self, left, sure):
+        if not sure:
+            return
         self.memory = Memory(self.memory.held)
         self.memory.left = left
         with contextlib.suppress(Killed):
@@ -115,18 +123,18 @@ class Killable(RuleBasedStateMachine):
                 self.delivered[who] = max(self.delivered[who], event[0])
                 self.store.event_sent(who, event[0])
 
-    @rule(who=WHO, tx_id=ANY_TRANSACTION, path=PATH, value=VALUE, left=BYTES_UNTIL_KILL)
-    def write(self, who, tx_id, path, value, left):
-        self.ask(who, Op.WRITE, tx_id, path + b"\0" + value, left)
+    @rule(who=WHO, inside=INSIDE, path=PATH, value=VALUE, left=BYTES_UNTIL_KILL)
+    def write(self, who, inside, path, value, left):
+        self.ask(who, Op.WRITE, self.oldest(who, inside), path + b"\0" + value, left)
 
-    @rule(who=WHO, tx_id=ANY_TRANSACTION, path=PATH, left=BYTES_UNTIL_KILL,
+    @rule(who=WHO, inside=INSIDE, path=PATH, left=BYTES_UNTIL_KILL,
           op=st.sampled_from((Op.MKDIR, Op.RM, Op.READ, Op.DIRECTORY, Op.GET_PERMS)))  # fmt: skip
-    def make_remove_or_look(self, who, tx_id, path, op, left):
-        self.ask(who, op, tx_id, path + b"\0", left)
+    def make_remove_or_look(self, who, inside, path, op, left):
+        self.ask(who, op, self.oldest(who, inside), path + b"\0", left)
 
-    @rule(who=WHO, tx_id=ANY_TRANSACTION, path=PATH, owner=OWNERS, entries=ENTRIES, left=BYTES_UNTIL_KILL)
-    def set_permissions(self, who, tx_id, path, owner, entries, left):
-        self.ask(who, Op.SET_PERMS, tx_id, b"\0".join([path, owner, *entries, b""]), left)
+    @rule(who=WHO, inside=INSIDE, path=PATH, owner=OWNERS, entries=ENTRIES, left=BYTES_UNTIL_KILL)
+    def set_permissions(self, who, inside, path, owner, entries, left):
+        self.ask(who, Op.SET_PERMS, self.oldest(who, inside), b"\0".join([path, owner, *entries, b""]), left)
 
     @rule(who=WHO, op=st.sampled_from((Op.WATCH, Op.WATCH, Op.UNWATCH)), path=PATH, token=TOKEN, left=BYTES_UNTIL_KILL)
     def watch(self, who, op, path, token, left):
@@ -136,14 +144,20 @@ class Killable(RuleBasedStateMachine):
     def start_a_transaction(self, who, left):
         self.ask(who, Op.TRANSACTION_START, 0, b"\0", left)
 
-    @rule(
-        who=WHO,
-        tx_id=st.sampled_from((1, 1, 2, 3)),
-        how=st.sampled_from((b"T\0", b"T\0", b"F\0")),
-        left=BYTES_UNTIL_KILL,
-    )
-    def end_a_transaction(self, who, tx_id, how, left):
-        self.ask(who, Op.TRANSACTION_END, tx_id, how, left)
+    @rule(who=WHO, how=st.sampled_from((b"T\0", b"T\0", b"F\0")), left=BYTES_UNTIL_KILL)
+    def end_a_transaction(self, who, how, left):
+        self.ask(who, Op.TRANSACTION_END, self.oldest(who, True), how, left)
+
+    @rule(who=WHO, steps=st.lists(st.tuples(CHANGES, PATH, VALUE), min_size=1, max_size=4), left=BYTES_UNTIL_KILL)
+    def make_a_whole_transaction(self, who, steps, left):
+        started = self.model.next_id[who]
+        self.ask(who, Op.TRANSACTION_START, 0, b"\0", None)
+        for op, path, value in steps:
+            self.ask(who, op, started, path + b"\0" + (value if op == Op.WRITE else b""), None)
+        self.ask(who, Op.TRANSACTION_END, started, b"T\0", left)
+
+    def oldest(self, who: int, inside: bool) -> int:
+        return min(self.model.transactions[who], default=0) if inside else 0
 
     @invariant()
     def what_everybody_sees_is_the_same(self):
