@@ -1,6 +1,6 @@
 """The same requests to this store and to Debian's C xenstored: the same answers, the same watch events.
 
-What differs on purpose is in `DIFFERENT`, each with its reason and a test that shows it.
+What differs on purpose is in `DIFFERENT`, each with its reason; `test_what_differs_on_purpose` shows what can be shown.
 """
 
 import random
@@ -229,3 +229,17 @@ def test_a_directory_is_listed_in_the_same_parts(pair: Pair):
         listed += pair.ask(0, Op.DIRECTORY_PART, 0, b"/many\0%d\0" % offset)
         offset = len(listed)
     assert listed.count(b"-a-child\0") == 600
+
+
+def test_what_differs_on_purpose(pair: Pair):
+    """Ours, then the C one's."""
+
+    def answers(who: int, op: int, body: bytes) -> tuple[bytes, bytes]:
+        return pair.ours[who].ask(op, 0, body)[1], pair.theirs[who].ask(op, 0, body)[1]
+
+    watches = [answers(2, Op.WATCH, b"w\0%d\0" % number) for number in range(130)]
+    assert watches[127:] == [(b"OK\0", b"OK\0"), (b"E2BIG\0", b"OK\0"), (b"E2BIG\0", b"E2BIG\0")]
+    transactions = [answers(2, Op.TRANSACTION_START, b"\0") for _ in range(12)]
+    assert transactions[9:] == [(b"10\0", b"10\0"), (b"ENOSPC\0", b"11\0"), (b"ENOSPC\0", b"ENOSPC\0")]
+    assert answers(0, Op.SET_PERMS, b"/t\0n0\0r0x5\0") == (b"EINVAL\0", b"OK\0")
+    assert answers(0, Op.CONTROL, b"quota-soft\0")[0] == b"EINVAL\0"
