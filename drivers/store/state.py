@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from drivers.store.connection import Connection, Event
+from drivers.store.connection import CONNECTION_BYTES, Connection, Event
 from drivers.store.paths import child_of, name_of
 from drivers.store.permissions import NONE, Permissions
 from drivers.store.quotas import Quotas, Room
@@ -144,6 +144,7 @@ def _load_nodes(tree: Tree, nodes: list[list[Any]]) -> None:
 def _load_connection(state: State, fields: list[Any]) -> None:
     number, domid, last, watches, transactions, next_transaction, events, next_event, overdue = fields
     connection = state.connections[number] = Connection(number, domid)
+    state.room.used += CONNECTION_BYTES
     connection.last = tuple(last) if last else None
     for path, token, cut, age in watches:
         watch = connection.watches[path, token] = Watch(number, path, token, cut, age)

@@ -42,6 +42,18 @@ def test_a_kill_at_any_byte_loses_nothing_that_was_appended(before, after, left)
     assert Journal(Memory(memory.held).view()).read() == [*read, b"goes on"]
 
 
+@pytest.mark.parametrize("left", range(0, 40, 3))
+def test_a_kill_while_a_snapshot_is_written_leaves_what_was_before(left):
+    memory = Memory(bytes(LEAST_BYTES))
+    journal = Journal(memory.view())
+    assert journal.rotate(b"old")
+    journal.append(b"record")
+    memory.left = left
+    with contextlib.suppress(Killed):
+        journal.rotate(b"new snapshot")
+    assert Journal(Memory(memory.held).view()).read() in ([b"old", b"record"], [b"new snapshot"])
+
+
 def test_what_does_not_fit_is_told_before_and_a_snapshot_that_does_not_changes_nothing():
     memory = Memory(bytes(LEAST_BYTES))
     journal = Journal(memory.view())

@@ -97,7 +97,8 @@ def test_a_successor_that_never_was_heard_of_leaves_its_distrust_behind():
     unheard.add(BackendOffered(handle, peer(3)))
     unheard.add(BackendActive(handle, peer(3), take_published=True))
     assert unheard.take() == [
-        BackendWithdrawn(handle, peer(1)), BackendOffered(handle, peer(3)),
+        BackendWithdrawn(handle, peer(1)),
+        BackendOffered(handle, peer(3)),
         BackendActive(handle, peer(3), take_published=False),
     ]
     unheard.add(BackendActive(handle, peer(4), take_published=True))
