@@ -14,7 +14,7 @@ from kernel.abi.hypercalls import XenstoreConnect
 from kernel.abi.io.xs_wire import PAYLOAD_MAX, Op
 from kernel.abi.packet import close_all
 from kernel.abi.status import DomainFault, Refused, Status
-from kernel.abi.store_io import FromStore, StoreEvent, StoreReply, StoreRequest, StoreSeen
+from kernel.abi.store_io import FromStore, StoreEvent, StoreReply, StoreRequest
 
 __all__ = ["Permission", "Transaction", "Watch", "Xenstore"]
 
@@ -224,12 +224,12 @@ class Xenstore(_Nodes):
                 close_all(descriptors)
                 if not data:
                     break
-                await self._take(channel, _codec.decode(data))
+                self._take(_codec.decode(data))
         except (OSError, DomainFault) as error:
             self._domain.log.info("store.lost", why=repr(error))
         await self._lost(channel)
 
-    async def _take(self, channel: Channel, messages: list[Any]) -> None:
+    def _take(self, messages: list[Any]) -> None:
         for message in messages:
             match message:
                 case StoreReply():
@@ -240,8 +240,6 @@ class Xenstore(_Nodes):
                     if token.decode() in self._watches:
                         self._watches[token.decode()]._tell(path.decode())
         self._news.set()
-        if any(isinstance(message, StoreEvent) for message in messages):
-            await channel.send(encode([StoreSeen(self._seen)]))
 
     async def _lost(self, channel: Channel) -> None:
         if self._channel is not channel:

@@ -8,14 +8,11 @@ from drivers.store.store import Store
 from kernel.abi import packet
 from kernel.abi.codec import Codec, Undecodable, encode
 from kernel.abi.status import DomainFault
-from kernel.abi.store_io import StoreEvent, StoreReply, StoreRequest, StoreSeen, ToStore
+from kernel.abi.store_io import StoreEvent, StoreReply, StoreRequest
 
 __all__ = ["Channel", "ChannelBroken"]
 
-MAX_UNSEEN = 16
-"""Events that a client was sent and has not said to have seen. The others wait in the store, which bounds them."""
-
-_codec = Codec(ToStore)
+_codec = Codec(StoreRequest)
 
 
 class ChannelBroken(Exception):
@@ -32,8 +29,8 @@ class Channel:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
         self.descriptor = descriptor
-        self._unsent: bytes | None = None
-        self._seen = self._told = 0
+        self._unsent: tuple[bytes, int] | None = None
+        """A packet, and the event in it."""
         self.blocked = False
         """Output waits for room in the channel."""
 
@@ -42,9 +39,9 @@ class Channel:
 
         Raises EOFError when the domain has gone, ChannelBroken when it should.
         """
-        if self._unsent is not None and not self._send(self._unsent):
+        if self._unsent is not None and not self._send(*self._unsent):
             return False
-        return self._answer() or self._send_events()
+        return self._send_event() or (self._store.may_ask(self._connection) and self._answer())
 
     def _answer(self) -> bool:
         try:
@@ -60,20 +57,15 @@ class Channel:
             messages = _codec.decode(data)
         except msgspec.DecodeError as error:
             raise ChannelBroken(f"an unreadable packet: {error}") from error
-        replies = [reply for message in messages if (reply := self._take(message)) is not None]
-        if replies:
-            self._send(encode(replies))
+        if len(messages) != 1:
+            raise ChannelBroken(f"{len(messages)} requests in a packet: one is under way at a time")
+        self._send(encode([self._take(messages[0])]))
         return True
 
-    def _take(self, message: object) -> StoreReply | None:
-        match message:
-            case StoreRequest(number=number):
-                return StoreReply(number, *self._do(message))
-            case StoreSeen(number=number):
-                self._seen = self._store.event_sent(self._connection, number)
-            case Undecodable(why=why):
-                raise ChannelBroken(f"an unreadable message: {why}")
-        return None
+    def _take(self, message: StoreRequest | Undecodable) -> StoreReply:
+        if isinstance(message, Undecodable):
+            raise ChannelBroken(f"an unreadable message: {message.why}")
+        return StoreReply(message.number, *self._do(message))
 
     def _do(self, request: StoreRequest) -> tuple[int, bytes]:
         """Do what is asked, unless it was done before: an answer may have died with a predecessor."""
@@ -84,25 +76,25 @@ class Channel:
             return last[1], last[2]
         return self._store.request(self._connection, request.number, request.op, request.transaction, request.body)
 
-    def _send_events(self) -> bool:
-        if self._unsent is not None:
+    def _send_event(self) -> bool:
+        """One that is in the channel is delivered: it lies there whatever becomes of us."""
+        event = self._store.next_event(self._connection)
+        if event is None:
             return False
-        events = self._store.events(self._connection, after=self._told, limit=MAX_UNSEEN - self._told + self._seen)
-        if not events:
-            return False
-        self._told = events[-1][0]
-        self._send(encode([StoreEvent(*event) for event in events]))
+        self._send(encode([StoreEvent(*event)]), event[0])
         return True
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, data: bytes, event: int = 0) -> bool:
         try:
             packet.send(self._socket, data)
         except BlockingIOError:
-            self._unsent, self.blocked = data, True
+            self._unsent, self.blocked = (data, event), True
             return False
         except OSError:
             raise EOFError from None
         self._unsent, self.blocked = None, False
+        if event:
+            self._store.event_sent(self._connection, event)
         return True
 
     def close(self) -> None:

@@ -1,102 +1,108 @@
-"""The journal: what has changed, record by record, in memory that outlives the process.
+"""The journal: shared memory that outlives the process, and from which its successor knows all that it had answered.
 
-Two halves. One has a snapshot as its first records and all changes since; when those are more than the snapshot by far,
-or it is full, a snapshot goes into the other, and then one word says that this is the one. A record is there when its
-word is, and that is stored last, at once: whenever the process dies, what was appended is whole, and what was not is
-not there.
+    0          which half counts: 1 or 2; 0 in memory that was never used
+    1          version of what is in the records
+    64         half 1: records, one after the other, and behind the last one four zeros
+    …          half 2: the same
+
+    record     u32 length of what follows the sum, u32 CRC-32 of that, and that. The first record of a half is a
+               snapshot, the others say what has happened since.
+
+The process may be killed between any two bytes that it writes. A record's length is written when all else of it is
+there, the four zeros behind it included, and a length that is half written does not fit the sum. A half is written anew
+only while the other one counts; one byte then makes it the one that counts.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from zlib import crc32
+import struct
+import zlib
 
-__all__ = ["Full", "Journal"]
+__all__ = ["Journal", "JournalBroken"]
 
-WORD = 8
-_HEAD = 64
-"""Bytes before the halves. The first word is the epoch: how often a half was begun. An even one's is the first half.
-The two words behind it are how long the snapshots in the halves are."""
+VERSION = 1
+HEADER_BYTES = 64
+HEAD = struct.Struct("<II")
+END = bytes(4)
+OVERHEAD = HEAD.size + len(END)
+LEAST_BYTES = 1 << 16
+FEW_RECORDS = 4096
 
-LEAST, GROWTH = 128 << 10, 2
-"""Bytes of changes, and how often the snapshot's length, that a successor may have to read besides it: some ten
-milliseconds."""
 
-
-class Full(Exception):
-    """There is no room, not even in a half that was begun anew."""
+class JournalBroken(Exception):
+    """The memory does not hold a journal of this version: the process that wrote it was not this one's predecessor."""
 
 
 class Journal:
-    """Over `memory`, all zeros at first, of a fixed size. One process writes at a time."""
+    """Appends records, and reads what a predecessor appended.
 
-    def __init__(self, memory: memoryview) -> None:
+    `memory` is all zero at first. A snapshot is due after `few_records`, and one more for each node: so neither it nor
+    a recovery takes long. Raises JournalBroken, and ValueError for memory that is too small.
+    """
+
+    def __init__(self, memory: memoryview, few_records: int = FEW_RECORDS) -> None:
+        if len(memory) < LEAST_BYTES:
+            raise ValueError(f"a journal of {len(memory)} bytes is too small, at least {LEAST_BYTES} are needed")
         self._memory = memory
-        self._words = memory[: len(memory) // WORD * WORD].cast("Q")
-        self._half = (len(memory) - _HEAD) // 2 // WORD * WORD
-        self._epoch = self._seed = self._at = self._end = self._long = 0
-        self._begin(self._words[0])
+        self.few_records = few_records
+        self.half_bytes = (len(memory) - HEADER_BYTES) // 2
+        self._half = memory[0]
+        self.count = 0
+        """Records since the snapshot."""
+        self._at = self._end = 0
+        if self._half > 2 or (self._half and memory[1] != VERSION):
+            raise JournalBroken(f"version {memory[1]}, half {self._half}")
 
-    def records(self) -> Iterator[memoryview]:
-        """All that is there, oldest first. `append` goes on behind it once this has come to its end."""
-        while True:
-            word = self._words[self._at // WORD] if self._at + WORD <= self._end else 0
-            length = word & 0xFFFF_FFFF
-            start = self._at + WORD
-            if not length or start + length > self._end:
-                return
-            data = self._memory[start : start + length]
-            if crc32(data, self._seed) != word >> 32:
-                return
-            yield data
-            self._at = _after(start + length)
+    def read(self) -> list[bytes]:
+        """The snapshot and all records after it, oldest first; nothing in memory that was never used."""
+        if not self._half:
+            return []
+        at = HEADER_BYTES + (self._half - 1) * self.half_bytes
+        self._end = at + self.half_bytes
+        records = []
+        while (record := self._record(at)) is not None:
+            records.append(record)
+            at += HEAD.size + len(record)
+        if not records:
+            raise JournalBroken("the half that counts has no snapshot")
+        self._at = at
+        self.count = len(records) - 1
+        return records
 
-    def append(self, record: bytes, snapshot: Callable[[], Iterable[bytes]]) -> None:
-        """Add a record. In time the other half begins with `snapshot()`, which stands for all before. Raises Full, with
-        nothing changed, where there is no room even so."""
-        if self._at > self._long:
-            self._turn_over(snapshot())
-        if not self._fits(record) and not (self._turn_over(snapshot()) and self._fits(record)):
-            raise Full
-        self._put(record)
+    def _record(self, at: int) -> bytes | None:
+        if at + OVERHEAD > self._end:
+            return None
+        length, crc = HEAD.unpack(self._memory[at : at + HEAD.size])
+        start = at + HEAD.size
+        if not length or start + length + len(END) > self._end:
+            return None
+        record = bytes(self._memory[start : start + length])
+        return record if zlib.crc32(record) == crc else None
 
-    def _turn_over(self, snapshot: Iterable[bytes]) -> bool:
-        """Begin the other half. False, and nothing has changed, where the snapshot does not fit."""
-        epoch, at = self._epoch, self._at
-        self._begin(epoch + 1)
-        began = self._at
-        for record in snapshot:
-            if not self._fits(record):
-                self._begin(epoch)
-                self._at = at
-                return False
-            self._put(record)
-        self._words[1 + (self._epoch & 1)] = length = self._at - began
-        self._long = self._at + max(LEAST, GROWTH * length)
-        self._words[0] = self._epoch
-        return True
+    @property
+    def left(self) -> int:
+        """How long a record may be appended."""
+        return self._end - self._at - OVERHEAD
 
-    def _begin(self, epoch: int) -> None:
-        """The half of an epoch. What lies there of an earlier one does not match its seed, and what lies there of a try
-        that was cut short is behind a word that says so."""
-        self._epoch = epoch
-        self._seed = crc32(epoch.to_bytes(WORD, "little"))
-        self._at = _HEAD + self._half * (epoch & 1)
-        self._end = self._at + self._half
-        length = self._words[1 + (epoch & 1)]
-        self._long = self._at + length + max(LEAST, GROWTH * length)
-
-    def _fits(self, record: bytes) -> bool:
-        """With a word behind it that says that there is no more."""
-        return _after(self._at + WORD + len(record)) + WORD <= self._end
-
-    def _put(self, record: bytes) -> None:
-        start = self._at + WORD
-        end = start + len(record)
-        self._memory[start:end] = record
-        after = _after(end)
-        self._words[after // WORD] = 0
-        self._words[self._at // WORD] = crc32(record, self._seed) << 32 | len(record)
+    def append(self, record: bytes) -> None:
+        """It is there, whole, when this returns. Not longer than `left`."""
+        at, length = self._at, len(record)
+        assert at + length + OVERHEAD <= self._end, "no room for a record"
+        memory = self._memory
+        after = at + 8 + length
+        memory[at + 4 : after + 4] = b"%s%s\0\0\0\0" % (zlib.crc32(record).to_bytes(4, "little"), record)
+        memory[at : at + 4] = length.to_bytes(4, "little")
         self._at = after
+        self.count += 1
 
-
-def _after(at: int) -> int:
-    return (at + WORD - 1) // WORD * WORD
+    def rotate(self, snapshot: bytes) -> bool:
+        """Begin the other half with a snapshot; False, and nothing done, if it is too long for it."""
+        if len(snapshot) + OVERHEAD > self.half_bytes:
+            return False
+        half = 2 if self._half == 1 else 1
+        self._at = HEADER_BYTES + (half - 1) * self.half_bytes
+        self._end = self._at + self.half_bytes
+        self.append(snapshot)
+        self._memory[1:2] = bytes([VERSION])
+        self._memory[0:1] = bytes([half])
+        self._half = half
+        self.count = 0
+        return True

@@ -1,52 +1,55 @@
-"""Who may do what with a node: Xen's rules and Xen's words (`docs/misc/xenstore.txt`, "Permissions")."""
+"""Who may do what with a node.
 
-from drivers.store.refusal import Refusal
+A node has a list of permissions. The first names its owner, who may do everything, and says what everybody may who is
+in no other; each of the others names a domain and what that may. Dom0 may do everything everywhere. A domain that has
+a target (`Op.SET_TARGET`: a device model) may do what that may.
+"""
 
-__all__ = ["DEAD", "DOM0_ALONE", "OWNER", "READ", "WRITE", "Permissions", "granted", "inherited", "pack", "unpack"]
+import re
+from collections.abc import Sequence
 
-READ, WRITE, OWNER = 1, 2, 4
-DEAD = 8
-"""What was given to a domain that is not there: it is shown, and of no use to a later one of that number."""
+from drivers.store.errors import EINVAL, Refused
+
+__all__ = ["BOTH", "DEAD", "NONE", "OWNER", "READ", "WRITE", "Permissions", "granted", "parse", "render", "without"]
+
+NONE, READ, WRITE, BOTH, OWNER = 0, 1, 2, 3, 8
+DEAD = 16
+"""The domain that this names was not there, or is gone: it gives nothing, also not to a later domain of that number."""
 
 Permissions = tuple[tuple[int, int], ...]
-"""(domid, bits): the first is the owner, and what all may who are not named; then those who are."""
+"""(domid, what it may), the owner's first, never empty."""
 
-DOM0_ALONE: Permissions = ((0, 0),)
-
-_LETTERS = {b"n": 0, b"r": READ, b"w": WRITE, b"b": READ | WRITE}
-_LETTER_OF = {bits: letter for letter, bits in _LETTERS.items()}
-MAX_DOMID = 0x7FFF
+LETTERS = b"nrwb"
+ENTRY = re.compile(rb"([nrwb])(0|[1-9][0-9]{0,9})")
 
 
 def granted(permissions: Permissions, domid: int, target: int | None = None) -> int:
-    """What a domain may, or one that acts for another, its `target`. Dom0 and the owner may everything."""
-    owner, rest = permissions[0]
-    if domid in (0, owner) or (target is not None and target == owner):
+    """What a domain other than Dom0 may: READ, WRITE and OWNER, or-ed."""
+    owner, default = permissions[0]
+    if owner in (domid, target):
         return READ | WRITE | OWNER
-    for named, bits in permissions[1:]:
-        if named in (domid, target) and not bits & DEAD:
-            return bits
-    return rest
+    for entry, may in permissions[1:]:
+        if entry in (domid, target) and not may & DEAD:
+            return may
+    return default & BOTH
 
 
-def inherited(permissions: Permissions, domid: int) -> Permissions:
-    """Those of a new node below one with these. Who makes it owns it; what Dom0 makes is its parent's owner's."""
-    return ((domid, permissions[0][1]), *permissions[1:]) if domid else permissions
+def parse(strings: Sequence[bytes]) -> Permissions:
+    """From the wire: `n7`, `r0` and so on. Raises Refused."""
+    entries = [ENTRY.fullmatch(string) for string in strings]
+    if None in entries:
+        raise Refused(EINVAL)
+    return tuple((int(entry[2]), LETTERS.index(entry[1])) for entry in entries if entry)
 
 
-def unpack(words: list[bytes]) -> Permissions:
-    """From a letter and a domid each. Refuses EINVAL."""
-    permissions = []
-    for word in words:
-        bits, number = _LETTERS.get(word[:1]), word[1:]
-        if bits is None or not number.isdigit() or len(number) > 5 or int(number) > MAX_DOMID:
-            raise Refusal("EINVAL")
-        permissions.append((int(number), bits))
-    if not permissions:
-        raise Refusal("EINVAL")
-    return tuple(permissions)
+def render(permissions: Permissions) -> bytes:
+    """For the wire, each with a NUL."""
+    return b"".join(b"%c%d\0" % (LETTERS[may & BOTH], domid) for domid, may in permissions)
 
 
-def pack(permissions: Permissions) -> bytes:
-    """As a letter and a domid each, with a NUL behind."""
-    return b"".join(b"%s%d\0" % (_LETTER_OF[bits & (READ | WRITE)], domid) for domid, bits in permissions)
+def without(permissions: Permissions, domid: int) -> Permissions:
+    """Of a node that stays when a domain goes: what that was given is dead. The owner is not looked at."""
+    if all(entry != domid for entry, _ in permissions[1:]):
+        return permissions
+    rest = ((entry, may | DEAD if entry == domid else may) for entry, may in permissions[1:])
+    return (permissions[0], *rest)

@@ -48,6 +48,8 @@ class Sessions:
         self._sessions: dict[int, Session] = {}
         self._ready: dict[int, None] = {}
         """Whose turn it is, in order."""
+        self._waiting: set[int] = set()
+        """Who may not ask now, while others are behind with what it has caused."""
         self._latest = 0
         """Who was last heard of. While the loop lingers, it is asked again: its next request is likely near."""
 
@@ -78,6 +80,9 @@ class Sessions:
     def serve(self) -> bool:
         """A turn of each that has something to do; of the one that was last heard of, where nobody has."""
         self._wake()
+        for connection in [each for each in self._waiting if self.store.may_ask(each)]:
+            self._waiting.discard(connection)
+            self._ready[connection] = None
         ready = list(self._ready) or [self._latest]
         self._ready.clear()
         return any([self._turns(connection) for connection in ready])
@@ -95,6 +100,7 @@ class Sessions:
     def _drop(self, connection: int) -> None:
         session = self._sessions.pop(connection)
         self._ready.pop(connection, None)
+        self._waiting.discard(connection)
         self.loop.unwatch(session.descriptor)
         session.close()
 
@@ -103,9 +109,11 @@ class Sessions:
         self._latest = connection
 
     def _wake(self) -> None:
-        """Who has got events."""
+        """Who has got events, or more of them than anybody may leave unread."""
         for connection in self.store.take_woken():
-            if connection in self._sessions:
+            if self.store.connections[connection].overdue:
+                self.end(connection, "it leaves its events unread")
+            elif connection in self._sessions:
                 self._ready[connection] = None
 
     def _turns(self, connection: int) -> bool:
@@ -128,4 +136,6 @@ class Sessions:
             self.loop.await_room(session.descriptor, session.blocked)
         if turns == TURNS:
             self._ready[connection] = None
+        elif not self.store.may_ask(connection):
+            self._waiting.add(connection)
         return turns > 0

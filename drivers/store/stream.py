@@ -111,10 +111,10 @@ class Stream:
         """After an answer, so that neither waits for the other for ever."""
         if self._slot.phase is not Phase.IDLE:
             return False
-        events = self._store.events(self._connection, after=self._slot.events, limit=1)
-        if not events:
+        event = self._store.next_event(self._connection)
+        if event is None:
             return False
-        ((number, body),) = events
+        number, body = event
         message = pack_message(_EVENT_OP, 0, 0, body)
         self._slot.begin(message, event=number)
         self._reached("event-begun")

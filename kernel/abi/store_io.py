@@ -1,8 +1,8 @@
 """A domain ↔ the store, on the message channel that `XenstoreConnect` gives; and what hypervisor and store share.
 
 Operations and bodies are those of xenstore's own wire (`kernel.abi.io.xs_wire`), so that a domain and a client on the
-Unix socket are served alike. A channel ends when the store dies. The client asks for another, asks again what was not
-answered, and says how many events it has taken: nothing is done twice, and no event is lost.
+Unix socket are served alike. A channel ends when the store dies, and what lies in it is still read. The client asks
+for another, and asks again what was not answered: nothing is done twice, and no event is lost.
 """
 
 from typing import Annotated
@@ -19,8 +19,6 @@ __all__ = [
     "StoreNode",
     "StoreReply",
     "StoreRequest",
-    "StoreSeen",
-    "ToStore",
 ]
 
 STATE_BYTES = 64 << 20
@@ -56,20 +54,13 @@ class StoreReply(Struct, tag=0x02, array_like=True, frozen=True, forbid_unknown_
 
 
 class StoreEvent(Struct, tag=0x03, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Store → client: a watch has fired; `body` as in a WATCH_EVENT. Numbers count up from 1 for each connection. Comes
-    again on another channel until it was said to be seen."""
+    """Store → client: a watch has fired; `body` as in a WATCH_EVENT. Numbers count up from 1 for each connection. One
+    may come again on another channel, with its number."""
 
     number: U63
     body: Body
 
 
-class StoreSeen(Struct, tag=0x04, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Client → store: all events up to this one have been taken."""
-
-    number: U63
-
-
-ToStore = StoreRequest | StoreSeen
 FromStore = StoreReply | StoreEvent
 
 

@@ -243,18 +243,19 @@ def test_a_guest_gives_a_backend_one_ring_and_no_flood_of_them(calm):
         for _ in range(8):
             puppet.send(encode([connect] * 256))
         assert puppet.status(h.Version) is Status.OK
-        assert puppet.status(
-            h.XenbusConnect, handle=offered.handle, backend=offered.backend, out_ref=1, in_ref=2, port=1
-        ) is Status.EEXIST
+        assert (
+            puppet.status(h.XenbusConnect, handle=offered.handle, backend=offered.backend, out_ref=1, in_ref=2, port=1)
+            is Status.EEXIST
+        )
 
 
 def test_a_driver_says_once_that_a_ring_is_mapped(calm):
     """Each time is a message to the guest."""
     with calm.driver_puppet() as driver, calm.guest_puppet(backend="puppet-driver") as guest:
         handle = guest.wait_upcall(BackendOffered).handle
-        assert guest.status(
-            h.XenbusConnect, handle=handle, backend=driver.peer, out_ref=1, in_ref=2, port=1
-        ) is Status.OK
+        assert (
+            guest.status(h.XenbusConnect, handle=handle, backend=driver.peer, out_ref=1, in_ref=2, port=1) is Status.OK
+        )
         assert driver.wait_upcall(VbdRing).frontend == guest.peer
         assert driver.status(h.XenbusConnected, handle=handle, frontend=guest.peer) is Status.OK
         for _ in range(8):

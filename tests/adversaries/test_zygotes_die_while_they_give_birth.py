@@ -73,5 +73,3 @@ def test_a_driver_that_dies_with_every_zygote_is_followed_by_another(lab: Lab):
     lab.check_innocents()
     lab.check_descriptors()
     wait_until(lambda: not zombies_of(lab), "all the dead are reaped")
-
-

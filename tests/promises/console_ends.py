@@ -130,9 +130,10 @@ class Piped:
 def piped(run: Path, guest: str, output: Path, *options: str) -> Iterator[Piped]:
     """`tv console` between pipes, killed at the end if it is still there."""
     command = [*TV, "--run", str(run), "console", guest, *options]
-    with output.open("wb") as file, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE
-    ) as process:
+    with (
+        output.open("wb") as file,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE) as process,
+    ):
         try:
             yield Piped(process, output)
         finally:

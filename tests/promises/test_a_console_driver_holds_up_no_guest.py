@@ -122,5 +122,3 @@ def test_guests_write_and_reboot_where_the_driver_was_given_up(tmp_path):
         lab.client.shutdown("g", reboot=True, wait_s=20)
         assert lab.run_in("g", "echo", "alive") == b"alive\n"
         lab.destroy_all()
-
-

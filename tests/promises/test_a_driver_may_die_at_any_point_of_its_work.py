@@ -57,9 +57,7 @@ def guest(lab, images):
 @pytest.mark.parametrize("count", [1, 100])
 def test_a_crash_ordered_at_a_point_strikes_there_under_load_and_loses_nothing(lab, guest, point, count):
     with verified_load(lab.client, guest):
-        deaths = [
-            lab.watch.strike(lambda _pid: lab.client.inject(DRIVER, f"crash@{point}", count)) for _ in range(3)
-        ]
+        deaths = [lab.watch.strike(lambda _pid: lab.client.inject(DRIVER, f"crash@{point}", count)) for _ in range(3)]
     assert {death["how"] for death in deaths} == {"killed by SIGSEGV"}
 
 

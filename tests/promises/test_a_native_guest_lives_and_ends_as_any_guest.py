@@ -52,7 +52,9 @@ async def main(domain):
     wait_said(lab, "teller", lab.run.name)
     peer = f"{info.domid}.{info.generation}"
     assert console_of(lab, "teller").splitlines() == [
-        f"teller {peer} ('a b', 'ü') 48 {{}} program", "to stderr", lab.run.name
+        f"teller {peer} ('a b', 'ü') 48 {{}} program",
+        "to stderr",
+        lab.run.name,
     ]
     assert (info.kind, info.state, info.memory, info.restarts) == ("native", DomainState.RUNNING, 48, 0)
     assert "teller" in render.domain_list(lab.client.list())

@@ -217,9 +217,7 @@ def test_it_takes_no_order_but_to_go_on_or_to_end(lab, tmp_path):
     for act in (lambda: lab.client.exec("still", ["true"]), lambda: lab.client.shutdown("still", wait_s=5)):
         with pytest.raises(TvError) as caught:
             act()
-        assert (caught.value.status, caught.value.why) == (
-            Status.EHOSTDOWN, "guest still is paused: tv unpause still"
-        )
+        assert (caught.value.status, caught.value.why) == (Status.EHOSTDOWN, "guest still is paused: tv unpause still")
     lab.client.unpause("still")
     lab.client.shutdown("still", wait_s=5)
     assert last_end(lab, "still")["reason"] == "poweroff"
@@ -246,11 +244,14 @@ def test_one_that_stands_still_goes_with_a_hypervisor_that_is_killed(tmp_path):
 
 
 def test_a_hypervisor_that_is_stopped_lets_it_go_on_to_tidy_up(tmp_path, images):
-    text = WAITS.replace("    await", "    try: await") + """
+    text = (
+        WAITS.replace("    await", "    try: await")
+        + """
     finally:
         with trio.CancelScope(shield=True):
             await domain.disks["vda"].write(0, b"tidied".ljust(512))
 """
+    )
     image = images("stopped", 1)
     with start_lab(tmp_path / "run", shutdown_grace_s=30.0) as lab:
         create(lab, native(tmp_path, "n", text, image))

@@ -46,9 +46,7 @@ def kill_dom0(lab: Lab) -> None:
     """Wait until another serves."""
     before = wait_until(lambda: dom0(lab), "Dom0")
     os.kill(before.pid, signal.SIGKILL)
-    wait_until(
-        lambda: (now := dom0(lab)) is not None and now.generation > before.generation, "the next Dom0"
-    )
+    wait_until(lambda: (now := dom0(lab)) is not None and now.generation > before.generation, "the next Dom0")
 
 
 def test_dom0_may_be_killed_under_a_guests_load(lab, guest):

@@ -70,8 +70,10 @@ def _no_guest_left(lab):
 @pytest.mark.parametrize("first", ["server", "client"])
 def test_packets_memory_and_doorbells_pass_and_a_death_is_noticed(lab, tmp_path, first):
     server, client = f"server-{first}", f"client-{first}"
-    pair = [native(tmp_path, server, SERVER, args=[client], peers=[client]),
-            native(tmp_path, client, CLIENT, args=[server], peers=[server])]
+    pair = [
+        native(tmp_path, server, SERVER, args=[client], peers=[client]),
+        native(tmp_path, client, CLIENT, args=[server], peers=[server]),
+    ]
     for config in pair if first == "server" else reversed(pair):
         create(lab, config)
     wait_said(lab, client, "b'world'")

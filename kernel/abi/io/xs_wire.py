@@ -1,24 +1,29 @@
-"""xenstore's wire (`xen/include/public/io/xs_wire.h`): each message a header of four little-endian words, and a
-body."""
+"""The wire between xenstore and a client of it (`xen/include/public/io/xs_wire.h`; `docs/misc/xenstore.txt`).
 
+A message is a header of four little-endian u32 and a body of at most `PAYLOAD_MAX` bytes, mostly strings that end in
+NUL. A client sends requests; each is answered by one message with the same `req_id` and `tx_id`, whose op is the
+request's, or `Op.ERROR` with an `ErrorName` as its body. Between replies come `Op.WATCH_EVENT`s, whose ids are 0.
+
+A longer body than `PAYLOAD_MAX` breaks the protocol: the connection of whoever sent it is closed.
+"""
+
+import enum
 import struct
-from enum import IntEnum
 
-__all__ = ["ABS_PATH_MAX", "ERRORS", "HEADER", "PAYLOAD_MAX", "REL_PATH_MAX", "Op", "pack_message"]
+__all__ = [
+    "ABS_PATH_MAX", "HEADER", "OPS", "PAYLOAD_MAX", "REL_PATH_MAX", "ErrorName", "Op", "pack_message",
+]  # fmt: skip
 
 HEADER = struct.Struct("<IIII")
-"""`struct xsd_sockmsg`: operation, request id (the client's own, given back), transaction id (0 for none), length of
-the body."""
+"""op, req_id (the client's choice, echoed), tx_id (0: in no transaction), length of the body."""
 
 PAYLOAD_MAX = 4096
-"""XENSTORE_PAYLOAD_MAX, of a body."""
-
-ABS_PATH_MAX, REL_PATH_MAX = 3072, 2048
-"""XENSTORE_ABS_PATH_MAX, XENSTORE_REL_PATH_MAX: of a path, and of what follows a domain's own folder in it."""
+ABS_PATH_MAX = 3072
+REL_PATH_MAX = 2048
 
 
-class Op(IntEnum):
-    """`enum xsd_sockmsg_type`."""
+class Op(enum.IntEnum):
+    """What a message is. 20 was RESTRICT, and is nothing now."""
 
     CONTROL = 0
     DIRECTORY = 1
@@ -40,18 +45,36 @@ class Op(IntEnum):
     IS_DOMAIN_INTRODUCED = 17
     RESUME = 18
     SET_TARGET = 19
-    RESTRICT = 20
     RESET_WATCHES = 21
     DIRECTORY_PART = 22
+    INVALID = 0xFFFF
 
 
-ERRORS = (
-    "EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO", "ENOTEMPTY", "ENOSYS", "EROFS",
-    "EBUSY", "EAGAIN", "EISCONN", "E2BIG", "EPERM",
-)  # fmt: skip
-"""`xsd_errors`: an ERROR's body is one of these names."""
+OPS = 23
+"""One more than the last valid op."""
 
 
-def pack_message(op: int, request_id: int, tx_id: int, body: bytes) -> bytes:
-    """A whole message."""
-    return HEADER.pack(op, request_id, tx_id, len(body)) + body
+class ErrorName(enum.StrEnum):
+    """The body of an ERROR, without its NUL: names, since numbers differ between systems."""
+
+    EINVAL = "EINVAL"
+    EACCES = "EACCES"
+    EEXIST = "EEXIST"
+    EISDIR = "EISDIR"
+    ENOENT = "ENOENT"
+    ENOMEM = "ENOMEM"
+    ENOSPC = "ENOSPC"
+    EIO = "EIO"
+    ENOTEMPTY = "ENOTEMPTY"
+    ENOSYS = "ENOSYS"
+    EROFS = "EROFS"
+    EBUSY = "EBUSY"
+    EAGAIN = "EAGAIN"
+    EISCONN = "EISCONN"
+    E2BIG = "E2BIG"
+    EPERM = "EPERM"
+
+
+def pack_message(op: int, req_id: int, tx_id: int, body: bytes) -> bytes:
+    """A whole message. The body is the caller's to bound."""
+    return HEADER.pack(op, req_id, tx_id, len(body)) + body

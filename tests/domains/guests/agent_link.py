@@ -1,13 +1,13 @@
 """A guest's agent over a stream socket, under Trio, with no Dom0 between: for tests of guest and session.
 
-    async with trio.open_nursery() as nursery:
-        link = AgentLink(line, on_fault=log_it)
-        nursery.start_soon(link.run)
-        await link.wait_ready()
-        command = link.start([b"uname", b"-r"])
-        while (output := await command.receive()) is not None:
-            ...
-        command.end        # Exited, Failed or Lost
+async with trio.open_nursery() as nursery:
+    link = AgentLink(line, on_fault=log_it)
+    nursery.start_soon(link.run)
+    await link.wait_ready()
+    command = link.start([b"uname", b"-r"])
+    while (output := await command.receive()) is not None:
+        ...
+    command.end        # Exited, Failed or Lost
 """
 
 import math

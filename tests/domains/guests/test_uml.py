@@ -13,9 +13,7 @@ SPEC = UmlSpec(memory_mib=64, initrd="/proc/self/fd/5", console_fd=3, agent_fd=4
 
 def test_the_line_names_memory_disks_in_order_and_both_lines():
     disks = (UmlDisk("/run/b.sock", 1), UmlDisk("/run/a.sock", 0))
-    words = command_line(
-        replace(SPEC, disks=disks, lpj=123, hostname="db", root="/dev/vda", extra=("nohz=off",))
-    )
+    words = command_line(replace(SPEC, disks=disks, lpj=123, hostname="db", root="/dev/vda", extra=("nohz=off",)))
     assert words[:5] == ["linux.uml", "mem=64M", "initrd=/proc/self/fd/5", "uml_dir=/run/uml/", "umid=g"]
     assert [word for word in words if word.startswith("virtio_uml")] == [
         "virtio_uml.device=/run/a.sock:2:0",

@@ -168,9 +168,7 @@ async def test_a_doorbell_may_come_before_its_backend_is_active():
     async with guest() as (native, hypervisor, nursery):
         await hypervisor.say(OFFERED(HANDLE, driver(1)))
         ring, doorbell = hypervisor.ring(driver(1))
-        await hypervisor.say(
-            EvtchnConnected(hypervisor.port_of(driver(1)), driver(1), ChannelKind.DOORBELL), doorbell
-        )
+        await hypervisor.say(EvtchnConnected(hypervisor.port_of(driver(1)), driver(1), ChannelKind.DOORBELL), doorbell)
         await hypervisor.say(ACTIVE(HANDLE, driver(1), False))
         nursery.start_soon(native.disks["vda"].flush)
         await wait_all_tasks_blocked()

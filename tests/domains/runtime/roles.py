@@ -159,6 +159,7 @@ def run_given_file(descriptors: dict[str, int]) -> dict:
 
 def fill(_descriptors: dict[str, int]) -> dict:
     """Write past the end of the jail's own file systems, and run from them."""
+
     def write(path: str) -> None:
         with open(path, "wb") as file:
             file.write(bytes(2 << 20))
@@ -168,6 +169,7 @@ def fill(_descriptors: dict[str, int]) -> dict:
 
 def limits(_descriptors: dict[str, int]) -> dict:
     """Memory, descriptors, CPUs."""
+
     def many() -> None:
         for _ in range(100):
             os.dup(0)

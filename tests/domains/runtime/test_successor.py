@@ -48,6 +48,7 @@ async def test_a_late_reply_to_the_process_before_is_not_taken_for_ones_own(ends
     packet.send(hypervisor, encode([late]), [hypervisor.fileno()])
     before = len(os.listdir("/proc/self/fd"))
     async with open_domain(domain):
+
         async def answer() -> None:
             await trio.lowlevel.wait_readable(hypervisor)
             (call,) = Codec(Hypercall).decode(packet.receive(hypervisor).data)

@@ -32,9 +32,9 @@ def pair():
 
 def test_a_request_and_a_reply_have_the_bytes_of_the_protocol():
     assert nbd.ask(Command.WRITE_ZEROES, nbd.NO_HOLE, 7, 512, 1024).hex() == (
-        "25609513" "0002" "0006" "0000000000000007" "0000000000000200" "00000400"
+        "25609513000200060000000000000007000000000000020000000400"
     )
-    assert nbd.reply(7, 28).hex() == "67446698" "0000001c" "0000000000000007"
+    assert nbd.reply(7, 28).hex() == "674466980000001c0000000000000007"
     assert nbd.read_reply(nbd.reply(7, 28)) == (7, 28)
 
 
