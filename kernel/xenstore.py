@@ -96,11 +96,9 @@ def domain_went(machine: Machine, incarnation: Incarnation) -> None:
 
 
 def domain_renamed(machine: Machine, domid: DomId) -> None:
-    """A domain that runs has another name."""
-    record = machine.domains[domid]
-    if record.lives:
-        nodes = domain_nodes(domid, record.name, None)
-        _tell(machine, XenstorePut(tuple(node for node in nodes if node.path == f"/local/domain/{domid}/name")))
+    """It has another name."""
+    if domid in machine.xenstore.introduced:
+        _tell(machine, *_described(machine, domid))
 
 
 def vbd_changed(machine: Machine, vbd: Vbd) -> None:

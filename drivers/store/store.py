@@ -116,12 +116,13 @@ class Store:
                 if client.domid and op != Op.TRANSACTION_END:
                     self._check_seen(request)
             answer, changes = act(request)
-            if changes:
-                self._commit([*changes, (Tag.ANSWERED, connection, number, op, answer)])
         except Refusal as refusal:
-            return Op.ERROR, refusal.name.encode() + b"\0"
-        except Full:
-            return Op.ERROR, b"ENOSPC\0"
+            op, answer, changes = Op.ERROR, refusal.body, [*refusal.changes]
+        if changes:
+            try:
+                self._commit([*changes, (Tag.ANSWERED, connection, number, op, answer)])
+            except Full:
+                return Op.ERROR, b"ENOSPC\0"
         return op, answer
 
     def last(self, connection: int) -> tuple[int, int, bytes] | None:
@@ -343,8 +344,11 @@ class Store:
             raise Refusal("ENOSPC")
 
     def _check_count(self, request: "_Request", more: int) -> None:
-        if request.domid and self._state.counts.get(request.domid, 0) + more > self._quotas.nodes:
+        if request.domid and self._count(request.domid) + more > self._quotas.nodes:
             raise Refusal("ENOSPC")
+
+    def _count(self, domid: int) -> int:
+        return self._state.counts.get(domid, 0)
 
     def _changed(
         self, request: "_Request", path: bytes, changes: list[Change], before: Permissions | None = None
@@ -457,18 +461,13 @@ class Store:
         if word == b"F":
             return OK, [ended]
         if transaction.failed:
-            self._commit([ended])
-            raise Refusal("ENOMEM")
+            raise Refusal("ENOMEM", [ended])
         if request.client.transactions[request.tx_id] is None or transaction.conflicts():
-            self._commit([ended])
-            raise Refusal("EAGAIN")
+            raise Refusal("EAGAIN", [ended])
         changes = self._merged(transaction)
         made = sum(tag == Tag.NODE and path not in self._state.nodes for tag, path, *_ in changes)
-        try:
-            self._check_count(request, made)
-        except Refusal:
-            self._commit([ended])
-            raise
+        if request.domid and self._count(request.domid) + made > self._quotas.nodes:
+            raise Refusal("ENOSPC", [ended])
         return OK, [*changes, ended]
 
     def _check_seen(self, request: "_Request") -> None:

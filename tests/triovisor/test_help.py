@@ -19,7 +19,7 @@ WITHOUT_JSON = {"console", "login"}
 NO_VERBS_OF_TV = re.compile(r"^(gdb|echo|tail)\b")
 
 
-def verbs(group, path=()) -> Iterator[tuple[str, ...]]:
+def verbs(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from verbs(command, (*path, name))
@@ -39,7 +39,7 @@ def test_the_start_of_tv_waits_for_nothing_that_only_some_verbs_need():
 
 
 def command_of(words):
-    command = ROOT
+    command: Any = ROOT
     for word in words:
         command = command.commands[word]
     return command
