@@ -9,7 +9,7 @@ from kernel.abi.status import Refused, Status
 from kernel.abi.upcalls import SysrqRequested
 from kernel.events import wait_any
 from kernel.incarnation import post
-from kernel.machine import ActorOrder, Guest, Incarnation, Machine
+from kernel.machine import ActorOrder, Guest, Machine
 
 __all__ = ["actor_replaced", "answered", "carry_out", "check_runs_linux", "press_sysrq"]
 
@@ -18,14 +18,13 @@ SYSRQ_S = 10.0
 """For a guest's kernel to hear a key: a millisecond, or a second where it boots on a busy host."""
 
 
-def check_runs_linux(guest: Guest, what: str) -> Incarnation:
-    """The incarnation of a guest that is to do `what`. Refuses EHOSTDOWN where it has ended, EINVAL a native one."""
+def check_runs_linux(guest: Guest, what: str) -> None:
+    """Refuse a guest that has no `what`: a native one (EINVAL), and one that has ended (EHOSTDOWN)."""
     name = guest.config.name
     if guest.config.type == "native":
         raise Refused(Status.EINVAL, f'guest {name} is a native one and has no {what}: name one with type = "pv"')
     if guest.incarnation is None:
         raise Refused(Status.EHOSTDOWN, f"guest {name} is {guest.record.state}: tv destroy {name} removes it")
-    return guest.incarnation
 
 
 async def press_sysrq(machine: Machine, guest: Guest, key: str) -> None:

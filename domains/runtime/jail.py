@@ -178,6 +178,8 @@ def _limit(host: Host, spec: Jail) -> None:
     }
     if host.own_uids or "user" in host.namespaces:  # else it would count all that the hypervisor's user runs
         limits[resource.RLIMIT_NPROC] = spec.nproc
+    if spec.shm_bytes:
+        limits[resource.RLIMIT_FSIZE] = spec.shm_bytes
     for what, value in limits.items():
         resource.setrlimit(what, (value, value))
     if spec.cpus:

@@ -55,7 +55,8 @@ class Jail(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """Host uid and gid where the zygote is root; 0 means `FIRST_UID + domid`. Ordinary users keep their own."""
     proc: bool = False
     shm_bytes: U63 = 0
-    """tmpfs on /dev/shm, the only one from which code may be mapped: a UML guest's memory is a file there."""
+    """tmpfs on /dev/shm, the only one from which code may be mapped: a UML guest's memory is a file there. No
+    file may be larger, on whatever descriptor (RLIMIT_FSIZE)."""
     tmp_bytes: U63 = 0
     run_bytes: U63 = 0
     nofile: Annotated[int, Meta(ge=8, le=1 << 20)] = 256

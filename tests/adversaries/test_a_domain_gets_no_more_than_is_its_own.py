@@ -49,9 +49,14 @@ DOM0S_OWN: dict[type, dict[str, Any]] = {
     d.DomctlDestroy: {"domid": 2},
     d.DomctlShutdown: {"domid": 2, "reason": ShutdownReason.POWEROFF},
     d.DomctlGetInfo: {},
+    d.DomctlRename: {"domid": 2, "name": "stolen"},
+    d.DomctlUpdateConfig: {"domid": 2, "config": GuestConfig(name="stolen")},
+    d.DomctlTrigger: {"domid": 2, "trigger": d.Trigger.RESET},
+    d.DomctlDumpCore: {"domid": 2},
     d.SysctlInfo: {},
     d.SysctlDrivers: {},
     d.SysctlInject: {"driver": "blkback", "what": "exit"},
+    d.SysctlStandby: {"driver": "blkback", "wanted": False},
 }
 
 

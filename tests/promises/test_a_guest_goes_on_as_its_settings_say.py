@@ -285,3 +285,12 @@ def test_no_way_to_restart_is_a_loop(tmp_path, action):
         kept = [domain.name for domain in lab.client.list() if domain.name.startswith("hopeless-")]
         assert len(kept) == (2 if action is Action.RENAME_RESTART else 0)
         lab.destroy_all()
+
+
+def test_nothing_that_a_guest_writes_can_outgrow_its_memory(lab):
+    """Its actor holds a file of the host's, for a core."""
+    lab.create("bound", memory=48, on_crash=Action.COREDUMP_DESTROY)
+    for process in children_of(lab.client.info("bound").pid):
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max file size")]
+        assert line.split()[3] == str((48 + 64) << 20)

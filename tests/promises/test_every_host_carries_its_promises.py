@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel.abi.guest_config import Action
 from tests.promises.actors import actor_of, kill_actor, own_load, wait_actor_below, wait_actor_serves
 from tests.promises.events import wait_until
 from tests.promises.hosts import HOSTS, Host, folder_for, image_in
@@ -92,6 +93,17 @@ def test_a_killed_and_a_hung_driver_cost_its_guest_nothing(lab, guest):
     assert hung["how"].startswith("hung")
     (sampled,) = lab.log.all("domain.sampled", peer=hung["peer"])
     assert any("_hang" in line for line in sampled["threads"]), sampled
+
+
+def test_a_guests_memory_becomes_a_core_while_it_lives_and_when_it_crashes(lab):
+    lab.create("cored", on_crash=Action.COREDUMP_DESTROY)
+    lab.run_in("cored", "sh", "-c", "echo ma$((6 * 7))rk > /tmp/mark")
+    living = Path(lab.client.dump_core("cored").path).read_bytes()
+    assert b"ma42rk\n" in living
+    assert b"Linux version " in living
+    with lab.client.command("cored", ["sh", "-c", "echo c > /proc/sysrq-trigger"]):
+        dumped = wait_until(lambda: lab.log.all("guest.core_dumped", name="cored")[1:], "a core of the crash")
+    assert b"ma42rk\n" in Path(dumped[0]["path"]).read_bytes()
 
 
 def test_a_killed_and_a_hung_actor_cost_its_guest_a_pause(lab, guest):
