@@ -130,10 +130,13 @@ def connect(machine: Machine, caller: Incarnation) -> int:
 
 
 def closed(machine: Machine, caller: Incarnation, call: XenstoreClosed) -> None:
-    """`XenstoreClosed`: a stream has ended."""
+    """`XenstoreClosed`: a connection has ended. A domain that comes again has another one."""
     if not _is_store(machine.drivers[caller.record.domid]):
         raise Refused(Status.EPERM, "XenstoreClosed is for the store")
-    packet.close_all(machine.xenstore.streams.pop(call.connection, ()))
+    kept = machine.xenstore
+    packet.close_all(kept.streams.pop(call.connection, ()))
+    for peer in [peer for peer, number in kept.numbers.items() if number == call.connection]:
+        del kept.numbers[peer]
 
 
 def has_store(manifest: Manifest) -> bool:

@@ -372,9 +372,9 @@ class XenstoreConnect(Struct, tag=0x40, array_like=True, frozen=True, forbid_unk
 
 
 class XenstoreClosed(Struct, tag=0x41, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A client on a stream has left: what was kept for it may go.
+    """A client has left, or was made to go: what was kept for it may go. A domain that comes again has another number.
 
-    Caller:  the store, of a `XenstoreStream`. No answer.
+    Caller:  the store, of a `XenstoreStream` or a `XenstoreClient`. No answer.
     Fault:   none; a number that is not known any more is nothing.
     """
 

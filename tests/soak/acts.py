@@ -5,10 +5,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from kernel.abi.run import STORE_SOCKET
 from tests.promises.actors import wait_actor_below
 from tests.promises.events import wait_until
 from tests.promises.lab import DRIVER, Lab
 from tests.promises.processes import children_of
+from tests.promises.xs_client import XsClient
 from tests.soak.guests import MortalGuest, tell
 from triovisor.client import TvError
 
@@ -16,6 +18,8 @@ __all__ = ["ACTS", "BREAKS_RINGS", "Act", "Scene"]
 
 PASSER_BY = "passer-by"
 CONSOLE = "console"
+STORE = "store"
+COUNT = "/soak/count"
 
 
 class Scene:
@@ -26,6 +30,8 @@ class Scene:
         self.mortal = mortal
         self.spare_image = spare_image
         self.turns = 0
+        self.counted = 0
+        """In xenstore."""
 
     def next_mortal(self) -> MortalGuest:
         """Each in its turn."""
@@ -141,10 +147,20 @@ def _kill_console(scene: Scene) -> None:
     lab = scene.lab
     wait_until(lambda: _dom0_pid(lab), "Dom0")
     since = lab.log.mark()
-    (pid,) = [driver.pid for driver in lab.client.drivers() if driver.name == CONSOLE]
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    os.kill(lab.pid_of(CONSOLE), signal.SIGKILL)
     lab.log.wait("domain.started", since, name=CONSOLE)
+
+
+def _kill_store(scene: Scene) -> None:
+    """Under a transaction, which is done once all the same."""
+    lab = scene.lab
+    wait_until(lambda: _dom0_pid(lab), "Dom0")
+    with XsClient(lab.run / STORE_SOCKET) as client:
+        client.add(COUNT)
+        os.kill(lab.pid_of(STORE), signal.SIGKILL)
+        client.add(COUNT)
+        scene.counted += 2
+        assert client.read(COUNT) == str(scene.counted).encode()
 
 
 def _pause(scene: Scene) -> None:
@@ -195,6 +211,7 @@ ACTS: dict[str, Act] = {
     "kill a guest's system": _kill_system,
     "kill every actor": _kill_actors,
     "kill console driver": _kill_console,
+    "kill store": _kill_store,
     "pause": _pause,
     "write records": _write_records,
     "come and go": _come_and_go,

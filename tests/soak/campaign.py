@@ -89,7 +89,7 @@ def _act(scene: Scene, name: str, done: Counter[str], say: Callable[[str], None]
 @contextmanager
 def _scene(run: Path, images: Path, seconds: float) -> Iterator[tuple[Scene, list[LoadedGuest]]]:
     """A hypervisor with its eight guests."""
-    with start_lab(run, standby=True, console=True, heartbeat=HEARTBEAT) as lab:
+    with start_lab(run, standby=True, console=True, store="true", heartbeat=HEARTBEAT) as lab:
         loaded = [f"loaded{number}" for number in range(LOADED)]
         mortal = [f"mortal{number}" for number in range(MORTAL)]
         for name in loaded:
