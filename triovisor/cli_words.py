@@ -57,15 +57,21 @@ def done(json: bool, verb: str, **about: object) -> None:
 
 
 def to_each(names: list[str], act: Callable[[str], None]) -> list[TvError]:
-    """Do it to all of them side by side. What failed."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Do it to all of them side by side. What failed. Ctrl-C waits for none of them."""
+    import threading
 
-    def attempt(name: str) -> TvError | None:
-        try:
-            act(name)
-        except TvError as error:
-            return error
-        return None
+    gate, errors = threading.Semaphore(AT_ONCE), dict[str, TvError]()
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        return [error for error in threads.map(attempt, names) if error]
+    def attempt(name: str) -> None:
+        with gate:
+            try:
+                act(name)
+            except TvError as error:
+                errors[name] = error
+
+    threads = [threading.Thread(target=attempt, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [errors[name] for name in names if name in errors]
