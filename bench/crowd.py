@@ -26,7 +26,7 @@ MEMORY_MIB = 24
 QUIET_S = 0.05
 
 SETTLE_S = 30.0
-"""After the last create: the pings of idle domains are more than a minute apart then."""
+"""After many were created: the pings of idle domains are more than a minute apart then."""
 
 BUSY_HEARTBEAT = "[native]\nheartbeat = { interval_s = 1.0, deadline_s = 5.0, idle_s = 1.0 }\n"
 
@@ -42,6 +42,7 @@ def measure_crowd(run: Path, effort: Effort, say: Callable[[str], None]) -> list
         start_s = crowd.grow_at_once(effort.crowd)
         say(f"crowd: {effort.crowd} at once")
         crowd.grow_at_once(effort.crowd_whole - len(crowd) - effort.crowd_alone)
+        time.sleep(SETTLE_S * effort.idle_s / 10)
         last_ms = crowd.grow_one_by_one(effort.crowd_alone)
         grown_kib = 1024 * max(0.0, rss_mib(hypervisor.pid) - small_mib) / (len(crowd) - effort.crowd_alone)
         own_mib = crowd.uss_mib()
