@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.effort import Effort
 from bench.figures import percentile
-from bench.memory import cpu_s, rss_mib, uss_mib
+from bench.memory import back_memory, cpu_s, rss_mib, uss_mib
 from bench.native import PROGRAM, main_ns
 from bench.ours import Ours, start_ours
 from bench.rows import Row, latency_row, time_row
@@ -23,6 +23,9 @@ AT_ONCE = 32
 """Creates that are asked for at a time: Dom0 answers twice as many."""
 
 MEMORY_MIB = 24
+DOMAIN_MIB = 8
+"""That one more takes of the machine, at most; `ALONE_MIB`: those that are created one by one, together."""
+ALONE_MIB = 512
 QUIET_S = 0.05
 
 SETTLE_S = 30.0
@@ -37,12 +40,15 @@ def measure_crowd(run: Path, effort: Effort, say: Callable[[str], None]) -> list
     program.write_text(PROGRAM)
     with start_ours(run / "crowd", standby=False) as hypervisor:
         crowd = Crowd(hypervisor, program)
+        back_memory(ALONE_MIB)
         alone_ms = crowd.grow_one_by_one(effort.crowd_alone)
         small_mib = rss_mib(hypervisor.pid)
+        back_memory(DOMAIN_MIB * effort.crowd)
         start_s = crowd.grow_at_once(effort.crowd)
         say(f"crowd: {effort.crowd} at once")
         crowd.grow_at_once(effort.crowd_whole - len(crowd) - effort.crowd_alone)
         time.sleep(SETTLE_S * effort.idle_s / 10)
+        back_memory(ALONE_MIB)
         last_ms = crowd.grow_one_by_one(effort.crowd_alone)
         grown_kib = 1024 * max(0.0, rss_mib(hypervisor.pid) - small_mib) / (len(crowd) - effort.crowd_alone)
         own_mib = crowd.uss_mib()

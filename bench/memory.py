@@ -1,9 +1,14 @@
 """Memory and CPU time of processes, as the host's /proc tells them."""
 
+import mmap
 import os
 from pathlib import Path
 
-__all__ = ["cpu_s", "family_of", "pss_mib", "rss_mib", "uss_mib"]
+__all__ = ["back_memory", "cpu_s", "family_of", "pss_mib", "rss_mib", "uss_mib"]
+
+MIB = 1 << 20
+MADV_NOHUGEPAGE = 15
+"""`asm-generic/mman-common.h`: each page is a fault of its own."""
 
 
 def uss_mib(pid: int) -> float:
@@ -49,3 +54,12 @@ def _parent_of(name: str) -> int:
         return int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def back_memory(mib: int) -> None:
+    """Have the machine below give us so much memory now, where this one is virtual and gives back what is free: a page
+    that is not backed costs 7 µs to take and one that is 2, whoever takes it."""
+    with mmap.mmap(-1, mib * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as taken:
+        taken.madvise(MADV_NOHUGEPAGE)
+        for at in range(0, mib * MIB, mmap.PAGESIZE):
+            taken[at] = 1

@@ -156,7 +156,7 @@ def test_a_running_driver_is_replaced_and_that_is_no_death(lab, images):
             before = lab.watch.wait_serving()
             lab.client.restart_driver(DRIVER)
             lab.watch.wait_serving(other_than=before)
-            assert lab.watch.wait_death(before)["how"] == "restarted by the administrator"
+            assert lab.watch.wait_death(before)["how"] == "ended by the administrator"
         assert lab.driver().state is DomainState.RUNNING
         assert not lab.log.all("driver.given_up")
     assert refused(lab.client.restart_driver, "nobody").status is Status.ENOENT
