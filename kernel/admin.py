@@ -7,7 +7,6 @@ import struct
 import trio
 
 from kernel.abi.ids import DOM0
-from kernel.abi.run import ADMIN_SOCKET
 from kernel.abi.upcalls import AdminConnection
 from kernel.incarnation import post
 from kernel.machine import Incarnation, Machine
@@ -21,13 +20,15 @@ BACKLOG = 64
 _UCRED = struct.Struct("3i")
 
 
-def listen(run: RunFolder) -> socket.socket:
-    """Bind the socket in the run folder, by the folder's descriptor, since a path may be longer than a socket's
-    name."""
-    (run.path / ADMIN_SOCKET).unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listening.bind(f"/proc/self/fd/{run.descriptor}/{ADMIN_SOCKET}")
-    os.chmod(run.path / ADMIN_SOCKET, 0o660)
+def listen(run: RunFolder, name: str, kind: socket.SocketKind) -> socket.socket:
+    """Bind a socket for administrators in the run folder, by the folder's descriptor, since a path may be longer than a
+    socket's name."""
+    path = run.path / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, kind)
+    listening.bind(f"/proc/self/fd/{run.descriptor}/{name}")
+    os.chmod(path, 0o660)
     listening.listen(BACKLOG)
     listening.setblocking(False)
     return listening

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from kernel.abi.guest_config import ShutdownReason
 from kernel.abi.ids import HYPERVISOR, Generation, Peer
 from kernel.abi.keeping import PipeKind
 from kernel.abi.log import open_log
+from kernel.abi.run import ADMIN_SOCKET, STORE_SOCKET
 from kernel.admin import listen, pass_connections_on
 from kernel.boot_files import drivers_program
 from kernel.core.domains import Kind
@@ -50,9 +52,9 @@ async def run_hypervisor(manifest: Manifest, run: RunFolder, say: Callable[[str]
         async with trio.open_nursery() as nursery:
             machine = Machine(manifest, run, log, nursery, Zygotes(nursery, log, _programs(manifest)), keeper, dispatch)
             nursery.start_soon(keeper.serve, log)
-            nursery.start_soon(pass_connections_on, machine, listen(run))
+            nursery.start_soon(pass_connections_on, machine, listen(run, ADMIN_SOCKET, socket.SOCK_SEQPACKET))
             if xenstore.has_store(manifest):
-                nursery.start_soon(xenstore.serve_streams, machine, xenstore.listen(run))
+                nursery.start_soon(xenstore.serve_streams, machine, listen(run, STORE_SOCKET, socket.SOCK_STREAM))
             await _boot_domains(machine)
             await _ready(machine)
             say(f"triovisor {VERSION}, hypervisor {os.getpid()}, run {run.path}")

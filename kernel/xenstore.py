@@ -10,7 +10,6 @@ from msgspec import Struct
 from kernel.abi import packet
 from kernel.abi.hypercalls import XenstoreClosed
 from kernel.abi.ids import DomId, Peer
-from kernel.abi.run import STORE_SOCKET
 from kernel.abi.status import Refused, Status
 from kernel.abi.store_io import SLOT_BYTES, STATE_BYTES
 from kernel.abi.upcalls import (
@@ -30,7 +29,6 @@ from kernel.core.vbds import Vbd
 from kernel.incarnation import post
 from kernel.machine import DriverDomain, Incarnation, Machine
 from kernel.manifest import Device, DriverManifest, Manifest
-from kernel.run_folder import RunFolder
 
 __all__ = [
     "backend_active",
@@ -40,15 +38,12 @@ __all__ = [
     "domain_renamed",
     "domain_went",
     "has_store",
-    "listen",
     "serve_streams",
     "vbd_changed",
 ]
 
 MAX_STREAMS = 1024
 """At once. Each costs four descriptors here, of 65,536, and four of the store's 8,192."""
-
-BACKLOG = 64
 
 PIPE_BYTES = 8192
 """Of a stream's pipe: the longest message, 4,112 bytes, lies in two pages. The host gives a user so much for 8,000."""
@@ -142,19 +137,6 @@ def closed(machine: Machine, caller: Incarnation, call: XenstoreClosed) -> None:
 def has_store(manifest: Manifest) -> bool:
     """Whether there is a store, and so somebody to pass streams to."""
     return any(driver.device is Device.XENSTORE for driver in manifest.driver)
-
-
-def listen(run: RunFolder) -> socket.socket:
-    """Bind the stream socket in the run folder, by the folder's descriptor."""
-    path = run.path / STORE_SOCKET
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(f"/proc/self/fd/{run.descriptor}/{STORE_SOCKET}")
-    os.chmod(path, 0o660)
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening
 
 
 async def serve_streams(machine: Machine, listening: socket.socket) -> None:

@@ -49,8 +49,6 @@ class _Nodes:
     is beyond a quota, E2BIG for what does not fit a message of 4 KiB.
     """
 
-    _transaction = 0
-
     async def _ask(self, op: Op, body: bytes) -> bytes:
         raise NotImplementedError
 

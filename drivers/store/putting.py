@@ -5,6 +5,7 @@ from itertools import groupby
 
 from drivers.store.permissions import NONE, READ, Permissions
 from drivers.store.store import Store
+from drivers.store.tree import Node
 from kernel.abi.store_io import StoreNode
 
 __all__ = ["put"]
@@ -18,8 +19,8 @@ def put(store: Store, nodes: Iterable[StoreNode]) -> None:
         store.put({node.path.encode(): _bytes(node) for node in group}, permissions)
 
 
-def _value_of(node: object) -> bytes | None:
-    return getattr(node, "value", None)
+def _value_of(node: Node | None) -> bytes | None:
+    return None if node is None else node.value
 
 
 def _bytes(node: StoreNode) -> bytes | None:
